@@ -1,0 +1,1 @@
+"""Generators of events with known truth, one file per experiment."""

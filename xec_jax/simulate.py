@@ -1,0 +1,251 @@
+"""Command that writes sample files with known truth, and a cache of such samples.
+
+    python -m xec_jax.simulate --kind lxe --out samples --events 4096 --files 4
+
+Heavy packages are imported inside functions, so that `--help` answers at once.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xec_jax.errors import EXIT_CODES, ConfigError, run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+KINDS = {
+    "lxe": "photons in the liquid-xenon calorimeter",
+    "muon": "muon bundles",
+    "rain": "precipitation fields",
+    "lartpc": "supernova electrons in a LArTPC",
+}
+AVAILABLE = ("lxe",)
+ENERGY_MEV = {"flat": (15.0, 60.0), "signal": (52.8, 52.8)}
+
+Generate = Callable[[int, int], "Iterator[dict[str, np.ndarray]]"]
+
+
+def write_sample(
+    kind: str,
+    out: str | Path,
+    events: int,
+    *,
+    files: int = 1,
+    seed: int = 0,
+    energy: str = "flat",
+    overwrite: bool = False,
+) -> list[Path]:
+    """Writes a sample as `<kind>_0000.root`, ... and its settings as `sample.json`.
+
+    Args:
+        kind: One of `AVAILABLE`.
+        out: Folder, made if missing.
+        events: Number of events; event i depends on seed and i alone.
+        files: Number of files that share the events evenly, in order.
+        seed: Seed of the sample.
+        energy: `flat` (15 to 60 MeV) or `signal` (52.8 MeV).
+        overwrite: Whether to remove the files of an earlier sample of this kind first.
+
+    Returns:
+        The files, in order of their events.
+
+    Raises:
+        ConfigError: A kind that does not exist (yet), impossible numbers, or a folder that has
+            a sample already.
+        DiskError: The folder cannot be written, or the disk is full.
+    """
+    _check(kind, events, files, seed, energy)
+    generate, settings = _make_generator(kind, seed, energy)
+    from xec_jax.data.root_writer import disk_errors, write_tree
+
+    folder = Path(out)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        existing = sorted(folder.glob(f"{kind}_*.root"))
+        if existing and not overwrite:
+            raise ConfigError(
+                f"{folder} has {len(existing)} {kind} files, such as {existing[0].name}",
+                expected="a folder without them",
+                remedy="choose another folder, or add --overwrite to replace them",
+            )
+        for path in existing:
+            path.unlink()
+        record = {"kind": kind, "events": events, "files": files, "seed": seed, **settings}
+        (folder / "sample.json").write_text(json.dumps(record, indent=2) + "\n")
+    paths = [folder / f"{kind}_{number:04d}.root" for number in range(files)]
+    bounds = [events * number // files for number in range(files + 1)]
+    with _progress(events) as advance:
+        for path, start, stop in zip(paths, bounds, bounds[1:], strict=False):
+            write_tree(path, advance(generate(start, stop)))
+    return paths
+
+
+def cached_sample(
+    kind: str,
+    events: int,
+    *,
+    seed: int,
+    files: int = 1,
+    cache_dir: str | Path | None = None,
+    energy: str = "flat",
+) -> Path:
+    """Returns the folder of a sample that is generated once and then reused.
+
+    Args:
+        kind: As in `write_sample`.
+        events: As in `write_sample`.
+        seed: As in `write_sample`.
+        files: As in `write_sample`.
+        cache_dir: Folder of all cached samples; by default the environment variable
+            `XEC_JAX_CACHE`, or `~/.cache/xec_jax`.
+        energy: As in `write_sample`.
+
+    Raises:
+        ConfigError: As in `write_sample`.
+        DiskError: The cache cannot be written, or the disk is full.
+    """
+    _check(kind, events, files, seed, energy)
+    _, settings = _make_generator(kind, seed, energy)
+    from xec_jax.data.root_writer import disk_errors, sync_folder
+
+    default = os.environ.get("XEC_JAX_CACHE") or "~/.cache/xec_jax"
+    cache = Path(cache_dir or default).expanduser()
+    content = json.dumps({"files": files, **settings}, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    folder = cache / f"{kind}-{events}-seed{seed}-{digest}"
+    if folder.is_dir():
+        return folder
+    print(f"simulating {events} {kind} events into {folder}", flush=True)
+    with disk_errors(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
+    try:
+        write_sample(kind, temporary, events, files=files, seed=seed, energy=energy)
+        with disk_errors(folder):
+            temporary.chmod(0o777 & ~_umask())  # mkdtemp locks everybody else out
+            try:
+                temporary.rename(folder)
+            except OSError:
+                # Another process was faster: its sample is the same, event by event.
+                if not folder.is_dir():
+                    raise
+            sync_folder(cache)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _check(kind: str, events: int, files: int, seed: int, energy: str) -> None:
+    available = ", ".join(AVAILABLE)
+    if kind not in KINDS:
+        raise ConfigError(f"kind is {kind!r}", expected=f"one of {available}")
+    if kind not in AVAILABLE:
+        raise ConfigError(
+            f"kind {kind!r} ({KINDS[kind]}) is not available in this version",
+            expected=f"one of {available}",
+        )
+    if energy not in ENERGY_MEV:
+        raise ConfigError(f"energy is {energy!r}", expected=f"one of {', '.join(ENERGY_MEV)}")
+    if not 0 < events < 2**31 or not 0 < files <= events or not 0 <= seed < 2**31:
+        raise ConfigError(
+            f"events = {events}, files = {files}, seed = {seed}",
+            expected="1 or more events, at least one per file, and a seed from 0 to 2^31 - 1",
+        )
+
+
+def _make_generator(kind: str, seed: int, energy: str) -> tuple[Generate, dict]:
+    """Returns what yields the events of a range, and the settings they depend on."""
+    if kind != "lxe":
+        raise ConfigError(f"no generator for {kind!r}", expected=", ".join(AVAILABLE))
+    from xec_jax.sim.lxe import simulate_range
+    from xec_jax.sim.lxe_parameters import SIMULATION_VERSION, LxeParameters
+
+    params = LxeParameters(energy_mev=ENERGY_MEV[energy])
+    settings = {"version": SIMULATION_VERSION, "parameters": asdict(params)}
+    return lambda start, stop: simulate_range(seed, start, stop, params), settings
+
+
+@contextlib.contextmanager
+def _progress(events: int) -> Iterator[Callable]:
+    """Yields a function that passes chunks on and, on a terminal, moves a progress bar."""
+    if not sys.stderr.isatty():
+        yield lambda chunks: chunks
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("events", total=events)
+
+        def advance(chunks: "Iterator[dict[str, np.ndarray]]") -> Iterator:
+            for chunk in chunks:
+                yield chunk
+                bar.advance(task, len(chunk["event"]))
+
+        yield advance
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command.
+
+    Args:
+        argv: Arguments after the command's name.
+
+    Returns:
+        The exit code.
+    """
+    kinds = "\n".join(
+        f"  {kind:7} {text}{'' if kind in AVAILABLE else ' (not available in this version)'}"
+        for kind, text in KINDS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m xec_jax.simulate",
+        description="Writes sample files with known truth.",
+        epilog=f"kinds:\n{kinds}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--kind", required=True, help="what to simulate, see below")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the files")
+    parser.add_argument("--events", required=True, type=int, metavar="N")
+    parser.add_argument("--files", default=1, type=int, metavar="K", help="default: 1")
+    parser.add_argument("--seed", default=0, type=int, metavar="S", help="default: 0")
+    parser.add_argument(
+        "--energy",
+        default="flat",
+        choices=list(ENERGY_MEV),
+        help="lxe: 15 to 60 MeV (default) or 52.8 MeV",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier sample of this kind"
+    )
+    options = vars(parser.parse_args(argv))
+    start = time.perf_counter()
+    paths = write_sample(**options)
+    seconds = time.perf_counter() - start
+    megabytes = sum(path.stat().st_size for path in paths) / 1e6
+    last = "" if len(paths) == 1 else f" to {paths[-1].name}"
+    print(f"wrote {options['events']} {options['kind']} events, {megabytes:.1f} MB")
+    print(f"  {paths[0]}{last}, tree 'tree', seed {options['seed']}")
+    print(f"  {seconds:.1f} s, {options['events'] / seconds:.0f} events/s with compilation")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
