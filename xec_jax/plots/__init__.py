@@ -1,0 +1,1 @@
+"""Figures from plain arrays; nothing here knows a network, a file format or a window system."""
