@@ -1,0 +1,147 @@
+"""The house rules that a reader would otherwise have to trust: who imports whom, and what nobody may."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "xec_jax"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LEVELS = {
+    "types": 0,
+    "errors": 0,
+    "config": 1.0,
+    "geometry": 1.1,
+    "kinematics": 1.2,
+    "transforms": 1.3,
+    "losses": 1.4,
+    "metrics": 1.5,
+    **dict.fromkeys(["nets", "data", "sim", "baselines"], 2),
+    "plots": 2,  # figures from arrays: knows the geometry, nothing above
+    "tasks": 3,
+    "train": 4,
+    **dict.fromkeys(["snpe", "export", "predict", "evaluate", "convert", "simulate"], 5),
+}
+HEAVY = {  # module -> the only files that may import it at all
+    "distrax": {"nets/flows.py", "nets/cvae.py"},
+    "jraph": {"nets/hexgraph.py"},
+    "tensorflow": {"data/tfds.py", "export/jax2tf_backend.py"},
+    "orbax": {"train/checkpoint.py", "train/workdir.py"},
+    "uproot": {"data/root_file.py", "data/root_writer.py"},
+    "torch": {"convert.py"},
+}
+FORBIDDEN = {"pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
+
+
+def room(path: Path) -> str:
+    """The level name of a file: its folder, or its own name at the top."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path: Path, *, top_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+    here = room(path)
+    if path.name == "__main__.py" or here == "__init__":
+        return
+    for name in imports(path):
+        if not name.startswith("xec_jax."):
+            continue
+        there = name.split(".")[1]
+        if there == "__version__" or there == here:
+            continue
+        if (here, there) == ("train", "plots") or (here, there) == ("tasks", "plots"):
+            continue  # figures are drawn late, inside functions
+        assert LEVELS[there] < LEVELS[here], f"{here} must not import {name}"
+
+
+def test_train_names_no_task():
+    for path in (PACKAGE / "train").glob("*.py"):
+        tasks = {n for n in imports(path) if n.startswith("xec_jax.tasks.")}
+        assert all(n.startswith("xec_jax.tasks.base") for n in tasks), path.name
+        assert "mae" not in path.read_text().replace("configs/mae.py", ""), path.name
+
+
+def test_nets_see_no_config_and_data_no_jax_array():
+    for path in (PACKAGE / "nets").glob("*.py"):
+        assert not {n for n in imports(path) if n.startswith(("ml_collections", "xec_jax.config"))}
+    for path in (PACKAGE / "data").glob("*.py"):
+        if path.name != "prefetch.py":
+            assert not {n for n in imports(path) if n.split(".")[0] == "jax"}, path.name
+
+
+@pytest.mark.parametrize("module", sorted(HEAVY))
+def test_heavy_packages_have_one_door(module):
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        if any(name.split(".")[0] == module for name in imports(path))
+    }
+    assert users <= HEAVY[module]
+
+
+def test_figures_are_imported_late():
+    for path in FILES:
+        names = {name.split(".")[0] for name in imports(path, top_only=True)}
+        assert "matplotlib" not in names, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_that_runs_foreign_code(path):
+    assert not {n.split(".")[0] for n in imports(path)} & FORBIDDEN
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec", "compile"), node.lineno
+        if isinstance(node, ast.keyword) and node.arg in ("shell", "allow_pickle"):
+            assert isinstance(node.value, ast.Constant)
+            assert node.value.value is False
+
+
+def test_every_public_name_is_documented():
+    missing = []
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                if not ast.get_docstring(node):
+                    missing.append(f"{path.name}:{node.name}")
+    assert not missing
+
+
+def test_files_stay_readable():
+    lengths = sorted(len(path.read_text().splitlines()) for path in FILES)
+    assert lengths[len(lengths) // 2] <= 150
+    assert lengths[-1] <= 500
+
+
+@pytest.mark.parametrize("command", ["train", "simulate"])
+def test_help_does_not_pay_for_jax(command):
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{command}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('xec_jax.{command}', run_name='__main__')\n"
+        "except SystemExit as exit: assert exit.code == 0\n"
+        "heavy = {'jax', 'numpy', 'flax', 'uproot', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "exit codes" in done.stdout

@@ -1,0 +1,72 @@
+"""What an experiment has to say to the training loop, and how it is found by its name."""
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import xec_jax.tasks
+from xec_jax.config import TASK_NAME, nearest
+from xec_jax.errors import ConfigError
+from xec_jax.types import Batch, Key, LossFn, Params, PredictFn
+
+Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+Figures = Callable[[Mapping[str, np.ndarray]], Iterable[tuple[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An experiment as the loop sees it: pure functions and their descriptions.
+
+    Attributes:
+        name: The name of the file in `xec_jax/tasks`.
+        spec: Shape and dtype of one event for every array that the functions below read. The
+            loop adds `weight` float32 (1 real, 0 padding), `_position` int32 (place in the
+            global batch) and `_step` int32 to each batch.
+        init: (key, batch) -> parameters.
+        loss: (params, batch, key) -> loss terms and metrics, both as sums with weights.
+        evaluate: Like `loss`, without dropout; deterministic in its arguments.
+        derive: Metrics after their division -> metrics to report (roots, ratios of metrics).
+        predict: (params, batch) -> arrays with a leading event axis.
+        figures: predictions of some events -> (file stem, matplotlib figure) pairs.
+        units: Metric name -> unit, for tables and axis labels.
+        record: Facts stored with every checkpoint and compared at resume (geometry fingerprint,
+            normalization).
+    """
+
+    name: str
+    spec: Spec
+    init: Callable[[Key, Batch], Params]
+    loss: LossFn
+    evaluate: LossFn
+    derive: Callable[[Mapping[str, float]], dict[str, float]] = dict
+    predict: PredictFn | None = None
+    figures: Figures | None = None
+    units: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_task(config: ConfigDict) -> Task:
+    """Builds the task that a config names.
+
+    Raises:
+        ConfigError: No such task, or the task refuses the config.
+    """
+    known = [m.name for m in pkgutil.iter_modules(xec_jax.tasks.__path__) if m.name != "base"]
+    if config.task not in known or not TASK_NAME.match(config.task):
+        raise ConfigError(f"task is {config.task!r}", expected=nearest(config.task, known))
+    return importlib.import_module(f"xec_jax.tasks.{config.task}").make_task(config)
+
+
+def example_batch(spec: Spec, size: int) -> dict[str, np.ndarray]:
+    """Returns a batch of ones in the shapes of a spec, to initialize or trace with."""
+    batch = {name: np.ones((size, *shape), dtype) for name, (shape, dtype) in spec.items()}
+    batch["weight"] = np.ones(size, np.float32)
+    batch["_position"] = np.arange(size, dtype=np.int32)
+    batch["_step"] = np.zeros(size, np.int32)
+    return batch

@@ -1,0 +1,311 @@
+"""Masked-autoencoder pretraining: hide most sensors of an event, reconstruct them from the rest.
+
+Per face f and channel c the loss is sum(M w l) / sum(M w) over the whole batch, M the hidden
+cells of the face; the loss is the sum over faces and channels, so 73 PMTs count as much as 4092
+SiPMs. Times count only where the sensor saw more than `npho_threshold` photons, weighted by
+sqrt(npho).
+
+Source: training objective of the PyTorch predecessor, with the same masking in training and
+validation, and with the masks of all outer sensors honored (`geometry.make_detector`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from xec_jax.errors import ConfigError
+from xec_jax.geometry import FACES, Detector, make_detector
+from xec_jax.losses import make_loss, mean_loss, mean_of
+from xec_jax.nets.encoder import XecEncoder
+from xec_jax.nets.faces import (
+    CHANNELS,
+    face_input,
+    face_mask,
+    face_mean,
+    owned_sensors,
+    sensors_from_faces,
+)
+from xec_jax.nets.mae import MaskedAutoencoder
+from xec_jax.nets.masking import event_noise, hide_sensors
+from xec_jax.tasks.base import Task
+from xec_jax.transforms import SensorTransform
+from xec_jax.types import Array, Batch, Key, Mean, Metrics, Params, Terms
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+UNITS = {"npho": "normalized", "time": "normalized", "photons": "photons", "time_ns": "ns"}
+
+
+def detector_of(config: ConfigDict) -> Detector:
+    """Builds the detector that the `model` group asks for."""
+    model = config.model
+    return make_detector(model.geometry, model.outer_mode, model.outer_fine_pool, model.outer_mask)
+
+
+def transform_of(config: ConfigDict) -> SensorTransform:
+    """Builds the input transform that the `data` group asks for."""
+    return SensorTransform(**config.data.normalization.to_dict())
+
+
+def check(config: ConfigDict) -> None:
+    """Checks the values that only this task understands.
+
+    Raises:
+        ConfigError: A value out of its range.
+    """
+    ratio = config.model.mask_ratio
+    if not 0 < ratio < 1:
+        raise ConfigError(f"model.mask_ratio is {ratio}", expected="a share inside (0, 1)")
+    if config.train.precision not in DTYPES:
+        raise ConfigError(
+            f"train.precision is {config.train.precision!r}", expected=" or ".join(DTYPES)
+        )
+    if config.model.maskable not in CHANNELS:
+        found = f"model.maskable is {config.model.maskable!r}"
+        raise ConfigError(found, expected=" or ".join(CHANNELS))
+    channels = tuple(config.model.predict_channels)
+    if channels not in (CHANNELS, CHANNELS[:1]):
+        found = f"model.predict_channels is {channels}"
+        raise ConfigError(found, expected="('npho', 'time') or ('npho',)")
+
+
+def make_task(config: ConfigDict) -> Task:
+    """Builds the pretraining task.
+
+    Raises:
+        ConfigError: A value out of its range.
+    """
+    check(config)
+    detector, transform = detector_of(config), transform_of(config)
+    model = config.model
+    net = MaskedAutoencoder(
+        XecEncoder(
+            detector.faces,
+            dim=model.encoder_dim,
+            n_layers=model.num_fusion_layers,
+            n_heads=model.num_heads,
+            dropout=model.dropout,
+            drop_path=model.drop_path_rate,
+            sentinel_time=transform.sentinel_time,
+            dtype=DTYPES[config.train.precision],
+        ),
+        decoder_dim=model.decoder_dim,
+        predict_channels=tuple(model.predict_channels),
+    )
+    experiment = _Experiment(detector, transform, net, config)
+    return Task(
+        name="mae",
+        spec={name: ((detector.n_sensors,), np.dtype(np.float32)) for name in ("npho", "time")},
+        init=experiment.init,
+        loss=experiment.loss,
+        evaluate=experiment.evaluate,
+        derive=derive,
+        predict=experiment.predict,
+        figures=experiment.figures,
+        units=UNITS,
+        record={
+            "geometry": detector.fingerprint(),
+            "detector": detector.variant,
+            "normalization": transform.as_dict(),
+        },
+    )
+
+
+class _Experiment:
+    """The functions of the task, over what they share."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        transform: SensorTransform,
+        net: MaskedAutoencoder,
+        config: ConfigDict,
+    ) -> None:
+        self.detector, self.transform, self.net = detector, transform, net
+        self.model, self.train = config.model, config.train
+        self.pointwise = make_loss(config.train.loss_fn, beta=config.train.loss_beta)
+
+    def init(self, key: Key, batch: Batch) -> Params:
+        x, _, hidden = self.hide(batch, key)
+        return self.net.init(key, x, hidden)["params"]
+
+    def hide(self, batch: Batch, key: Key) -> tuple[Array, Array, Array]:
+        """Encodes events and chooses what to hide.
+
+        Returns:
+            x (b s 2) as measured, valid bool (b s 2), hidden bool (b s), a subset of the
+            sensors whose `maskable` channel is valid.
+        """
+        x, valid = self.transform.encode(batch["npho"], batch["time"])
+        maskable = valid[..., CHANNELS.index(self.model.maskable)]
+        # A key per event, folded with its place in the global batch: however the batch is cut
+        # over devices and micro-batches, an event gets the same mask.
+        noise = event_noise(key, batch["_position"], self.detector.n_sensors)
+        bright = None
+        if self.model.time_mask_ratio_scale != 1:
+            bright = batch["npho"] > self.train.npho_threshold
+        hidden = hide_sensors(
+            maskable,
+            noise,
+            self.model.mask_ratio,
+            favored=bright,
+            favor=self.model.time_mask_ratio_scale,
+        )
+        return x, valid, hidden
+
+    def reconstruct(
+        self, params: Params, x: Array, valid: Array, hidden: Array, dropout: Key | None = None
+    ) -> dict[str, Array]:
+        """Runs the network on events with hidden sensors."""
+        t = self.transform
+        fill = jnp.array([t.sentinel_npho, t.sentinel_time], x.dtype)
+        shown = jnp.where(hidden[..., None], fill, x)
+        unseen = hidden | ~valid[..., CHANNELS.index(self.model.maskable)]
+        rngs = None if dropout is None else {"dropout": dropout}
+        faces = self.net.apply({"params": params}, shown, unseen, dropout is None, rngs=rngs)
+        return cast(dict[str, Array], faces)
+
+    def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
+        x, valid, hidden = self.hide(batch, key)
+        # Dropout alone may depend on the cut of the batch: each part folds in its first event.
+        dropout = jax.random.fold_in(jax.random.fold_in(key, 1), batch["_position"][0])
+        faces = self.reconstruct(params, x, valid, hidden, dropout)
+        return self.terms(faces, batch, x, valid, hidden), self.counts(batch, valid, hidden)
+
+    def terms(
+        self, faces: Mapping[str, Array], batch: Batch, x: Array, valid: Array, hidden: Array
+    ) -> Terms:
+        """Loss terms `{face}_{channel}`, each a sum with its own weight."""
+        threshold = self.train.npho_threshold
+        photons = jnp.where(valid[..., 0], batch["npho"], 0.0)
+        is_timed = valid[..., 1] & (photons > threshold)
+        channel_weight = {"npho": self.train.npho_weight, "time": self.train.time_weight}
+        terms = {}
+        for face in self.detector.faces:
+            if face.name not in faces:
+                continue
+            target = face_input(face, x, self.transform.sentinel_time)
+            pixel_shape = target.shape[1:-1]
+            event = batch["weight"].reshape(-1, *(1 for _ in pixel_shape))
+            weight = {"npho": face_mask(face, hidden) * event}
+            weight["time"] = weight["npho"] * face_mask(face, is_timed)
+            if self.train.use_npho_time_weight:
+                mean = face_mean(face, photons)
+                weight["time"] *= jnp.sqrt(jnp.maximum(mean, threshold))
+            for i, channel in enumerate(self.model.predict_channels):
+                prediction = faces[face.name][..., i]
+                term = mean_loss(self.pointwise, prediction, target[..., i], weight[channel])
+                scaled = Mean(channel_weight[channel] * term.total, term.weight)
+                terms[f"{face.name}_{channel}"] = scaled
+        return terms
+
+    def counts(self, batch: Batch, valid: Array, hidden: Array) -> Metrics:
+        """How much was hidden, and how much of it has a time to learn."""
+        event = batch["weight"][:, None]
+        is_maskable = valid[..., CHANNELS.index(self.model.maskable)]
+        is_timed = valid[..., 1] & (batch["npho"] > self.train.npho_threshold)
+        return {
+            "actual_mask_ratio": Mean((hidden * event).sum(), (is_maskable * event).sum()),
+            "time_valid_ratio": mean_of(is_timed * 1.0, hidden * event),
+        }
+
+    def evaluate(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
+        """Loss terms, and errors per sensor: each sensor counts once, also on the fine grid."""
+        x, valid, hidden = self.hide(batch, key)
+        faces = self.reconstruct(params, x, valid, hidden)
+        terms, metrics = (
+            self.terms(faces, batch, x, valid, hidden),
+            self.counts(batch, valid, hidden),
+        )
+        predicted, known = self.per_sensor(faces)
+        counted = hidden & known & (batch["weight"][:, None] > 0)
+        photons = jnp.where(valid[..., 0], batch["npho"], 0.0)
+        is_timed = valid[..., 1] & (photons > self.train.npho_threshold)
+        for i, channel in enumerate(self.model.predict_channels):
+            w = (counted & is_timed if channel == "time" else counted).astype(jnp.float32)
+            error = jnp.where(w > 0, predicted[..., i] - x[..., i], 0.0)
+            for name, on in self._face_columns():
+                part = f"{name}{channel}"
+                metrics[f"mae_{part}"] = mean_of(jnp.abs(error) * on, w * on)
+                metrics[f"mse_{part}"] = mean_of(error**2 * on, w * on)
+                metrics[f"mean_{part}"] = mean_of(x[..., i] * on, w * on)
+                metrics[f"square_{part}"] = mean_of(x[..., i] ** 2 * on, w * on)
+        error = self.transform.npho_inverse(predicted[..., 0]) - photons
+        metrics["mae_photons"] = mean_of(jnp.abs(error), counted)
+        if "time" in self.model.predict_channels:
+            scale = self.transform.time_scale * 1e9
+            total, weight = metrics["mae_time"]
+            metrics["mae_time_ns"] = Mean(total * scale, weight)
+        return terms, metrics
+
+    def _face_columns(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Metric prefix and the sensors it is about: all of them, then face by face."""
+        yield "", np.ones(self.detector.n_sensors, np.float32)
+        for code, name in enumerate(FACES):
+            yield f"{name}_", (self.detector.sensor_face == code).astype(np.float32)
+
+    def per_sensor(self, faces: Mapping[str, Array]) -> tuple[Array, np.ndarray]:
+        """Predictions (b s f), normalized, and which sensors any face determines (s,)."""
+        shown = [face for face in self.detector.faces if face.name in faces]
+        n = self.detector.n_sensors
+        values = sensors_from_faces(shown, faces, n, self.model.predict_channels, fill=0.0)
+        known = np.isin(np.arange(n), np.concatenate([owned_sensors(face) for face in shown]))
+        return values, known
+
+    def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
+        """Hides with a fixed seed and reconstructs, in photons and seconds."""
+        x, valid, hidden = self.hide(batch, jax.random.PRNGKey(0))
+        predicted, known = self.per_sensor(self.reconstruct(params, x, valid, hidden))
+        inverse: list[Callable] = [self.transform.npho_inverse, self.transform.time_inverse]
+        physical = [inverse[i](predicted[..., i]) for i in range(predicted.shape[-1])]
+        physical += [jnp.full_like(physical[0], jnp.nan)] * (2 - len(physical))
+        prediction = jnp.stack(physical, -1)
+        prediction = jnp.where(known[:, None], prediction, jnp.nan)
+        return {"prediction": prediction, "hidden": hidden, "valid": valid}
+
+    def figures(self, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Any]]:
+        """Draws truth, masked input, prediction and residual of each event."""
+        from xec_jax.plots.reconstruction import reconstruction_figure
+
+        for k in range(len(arrays["hidden"])):
+            truth = np.stack([arrays["npho"][k], arrays["time"][k]], -1)
+            hidden = arrays["hidden"][k]
+            figure = reconstruction_figure(
+                self.detector,
+                truth=truth,
+                masked=np.where(hidden[:, None], np.nan, truth),
+                prediction=arrays["prediction"][k],
+                hidden=hidden,
+                valid=arrays["valid"][k],
+                run=int(arrays["run"][k]) if "run" in arrays else None,
+                event=int(arrays["event"][k]) if "event" in arrays else None,
+            )
+            yield f"reconstruction_{k}", figure
+
+
+def derive(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Computes what sums over events cannot carry: roots, explained variance, sums of terms.
+
+    `r2_*` is 1 - MSE / variance of the hidden sensors: 0 for predicting their mean, 1 for
+    perfect.
+    """
+    derived = dict(metrics)
+    for name in metrics:
+        kind, _, part = name.partition("_")
+        if kind == "mse":
+            mean, square = derived.pop(f"mean_{part}"), derived.pop(f"square_{part}")
+            derived[f"rmse_{part}"] = derived.pop(name) ** 0.5
+            derived[f"r2_{part}"] = 1 - metrics[name] / max(square - mean**2, 1e-12)
+    terms = {n: v for n, v in metrics.items() if n.startswith("loss_") and np.isfinite(v)}
+    for part in {name.split("_", 1)[1].rsplit("_", 1)[0] for name in terms} | set(CHANNELS):
+        inside = [
+            value
+            for name, value in terms.items()
+            if name.endswith(f"_{part}") or name.startswith(f"loss_{part}_")
+        ]
+        if inside:
+            derived[f"loss_{part}"] = float(sum(inside))
+    return derived

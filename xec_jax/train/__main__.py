@@ -1,0 +1,132 @@
+"""`python -m xec_jax.train`: trains the experiment of a config file, or continues a run."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xec_jax.errors import EXIT_CODES, run_command
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+EXAMPLES = """examples:
+  python -m xec_jax.train --config configs/mae.py                      simulated demo
+  python -m xec_jax.train --config configs/mae.py --config.data.train='/data/*.root'
+  python -m xec_jax.train --config configs/mae.py:tiny                 seconds, to try things
+  python -m xec_jax.train --config configs/mae.py --config.optim.lr=1e-4 --workdir runs/lr1e-4
+
+Every key of the config file can be set as --config.group.key=value. The same command in the
+same folder continues where the run stopped. Config files are programs: run only those you
+trust.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describes the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m xec_jax.train",
+        description="Trains the experiment of a config file, or continues a run.",
+        epilog=EXAMPLES + "\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE.py[:VARIANT]")
+    parser.add_argument(
+        "--workdir", type=Path, help="run folder (default: runs/NAME-VARIANT of the config)"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="check config and data, try one step, write nothing"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete the run that the folder holds, start anew",
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    arguments, overrides = parser().parse_known_args(argv)
+    from xec_jax import config as configs
+
+    config = configs.load(arguments.config, overrides)
+    file, _, variant = arguments.config.partition(":")
+    workdir = arguments.workdir or Path("runs") / f"{Path(file).stem}-{variant or 'default'}"
+    print(f"config {os.path.abspath(file)}, run folder {workdir}")
+    if not config.data.train:
+        config = with_demo_data(config, overrides)
+    return train(config, workdir, dry_run=arguments.dry_run, overwrite=arguments.overwrite)
+
+
+def with_demo_data(config: "ConfigDict", overrides: Sequence[str]) -> "ConfigDict":
+    """Fills in simulated events and the settings of `data.demo.set`, and says so.
+
+    Keys that the command line names keep the user's value.
+    """
+    from xec_jax.config import flatten
+    from xec_jax.simulate import cached_sample
+
+    print(
+        "data.train is empty: training on simulated events as a demonstration.\n"
+        "  Your own files: --config.data.train='/data/*.root' --config.data.valid=..."
+    )
+    demo = config.data.demo
+    config = config.copy_and_resolve_references().unlock()
+    config.data.train = str(cached_sample(demo.kind, demo.events, seed=config.seed))
+    config.data.valid = str(cached_sample(demo.kind, demo.valid_events, seed=config.seed + 1))
+    chosen = {argument.removeprefix("--config.").split("=")[0] for argument in overrides}
+    settings = {k: v for k, v in flatten(demo.set).items() if k not in chosen}
+    config.update_from_flattened_dict(settings)
+    print("  demo settings: " + ", ".join(f"{key}={value}" for key, value in settings.items()))
+    return config.lock()
+
+
+def train(
+    config: "ConfigDict", workdir: Path, *, dry_run: bool = False, overwrite: bool = False
+) -> int:
+    """Opens data and run folder, puts the hooks together and trains."""
+    from xec_jax.data.open import open_sources
+
+    source, valid = open_sources(config.data)
+    if config.data.train == config.data.valid:
+        print("WARNING: training and validation events are the same: data.train = data.valid")
+
+    print(f"{len(source):,} training events, {sum(map(len, valid.values())):,} for validation")
+    if not valid:
+        print("data.valid is empty: no validation, no best checkpoint, no figures")
+
+    from xec_jax.tasks.base import make_task
+    from xec_jax.train.hooks import Figures, TrainingCurves
+    from xec_jax.train.loggers import ConsoleLogger, JsonlLogger
+    from xec_jax.train.loop import fit
+    from xec_jax.train.signals import StopFlag
+    from xec_jax.train.trainer import Trainer
+    from xec_jax.train.workdir import open_workdir
+
+    task = make_task(config)
+    if dry_run:
+        loss = Trainer(task, config, source).try_step(source)
+        print(f"dry run: config and data are fine, loss of the first step {loss:.4g}")
+        return 0
+    resumed = open_workdir(workdir, config, record=task.record, overwrite=overwrite)
+    hooks = [
+        ConsoleLogger(tuple(config.log.show)),
+        JsonlLogger(workdir / "metrics.jsonl"),
+        TrainingCurves(workdir),
+    ]
+    if valid and config.eval.figure_events:
+        first = next(iter(valid.values()))
+        hooks.append(Figures(task, first, events=config.eval.figure_events, workdir=workdir))
+    with StopFlag() as stop:
+        result = fit(task, config, source, valid, workdir=workdir, hooks=hooks, stop=stop)
+    if resumed and not result.steps_run:
+        print(f"already complete after {int(result.state.step)} steps; raise train.epochs to go on")
+    print(f"done: {workdir}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

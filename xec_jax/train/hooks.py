@@ -1,0 +1,124 @@
+"""What may happen beside the loop: things that watch a run without steering it."""
+
+import logging
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from xec_jax.data.source import Source
+from xec_jax.tasks.base import Task
+from xec_jax.train.records import Record, read_jsonl
+from xec_jax.types import Params
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a run is going to do, told to hooks at its start.
+
+    Attributes:
+        workdir: The run's folder.
+        start_step: First step of this process; above 0 when resuming.
+        total_steps: Step at which the run is complete.
+        steps_per_epoch: Steps per pass over the training events.
+        global_batch: Events per step over all devices and micro-batches.
+        n_parameters: Size of the network.
+        devices: Number and kind of the devices, and how they are used.
+    """
+
+    workdir: Path
+    start_step: int
+    total_steps: int
+    steps_per_epoch: int
+    global_batch: int
+    n_parameters: int = 0
+    devices: str = ""
+
+
+class Hook:
+    """Base of all hooks; every method does nothing by default.
+
+    Hooks run on the host between steps. `on_step` is called at every step and must neither read
+    device arrays nor take time.
+    """
+
+    def on_start(self, run: RunInfo) -> None:
+        """Called once, after restoring and before the first step."""
+
+    def on_step(self, step: int) -> None:
+        """Called after step number `step` (1-based) was handed to the devices."""
+
+    def on_record(self, record: Record) -> None:
+        """Called with each line of metrics: `split` is "train" or the name of a validation set."""
+
+    def on_message(self, text: str) -> None:
+        """Called with a line for the user."""
+
+    def on_validation(self, step: int, params: Params) -> None:
+        """Called after each validation with the parameters that were validated."""
+
+    def on_end(self, step: int) -> None:
+        """Called when the loop ends, also after an error or a signal."""
+
+
+class Figures(Hook):
+    """Draws the task's figures from the first validation events after each validation.
+
+    A figure that fails is reported and never ends a training.
+    """
+
+    def __init__(self, task: Task, source: Source, *, events: int, workdir: Path) -> None:
+        self.task, self.workdir = task, workdir
+        self.batch = source.batch(0, size=events, shard=(0, 1), seed=0, train=False)
+        positions = np.arange(events, dtype=np.int32)
+        self.batch |= {"_position": positions, "_step": np.zeros(events, np.int32)}
+        self.predict = None if task.predict is None else jax.jit(task.predict)
+
+    def on_validation(self, step: int, params: Params) -> None:
+        """Replaces the figures in `workdir/figures` by those of the present parameters."""
+        if self.predict is None or self.task.figures is None:
+            return
+        try:
+            from xec_jax.plots.style import save
+
+            arrays = {k: v for k, v in self.batch.items() if k in self.task.spec or k[0] == "_"}
+            predicted = jax.device_get(self.predict(params, arrays))
+            for stem, figure in self.task.figures({**self.batch, **predicted}):
+                save(figure, self.workdir / "figures" / stem)
+        except Exception:
+            log.warning("a figure failed:\n%s", traceback.format_exc())
+
+
+class TrainingCurves(Hook):
+    """Draws loss, learning rate and speed of the whole run after each validation."""
+
+    def __init__(self, workdir: Path) -> None:
+        self.workdir = workdir
+
+    def on_validation(self, step: int, params: Params) -> None:
+        """Replaces `figures/training_curves`."""
+        try:
+            from xec_jax.plots.curves import training_curves
+            from xec_jax.plots.style import save
+
+            records = read_jsonl(self.workdir / "metrics.jsonl")
+            save(training_curves(records), self.workdir / "figures" / "training_curves")
+        except Exception:
+            log.warning("a figure failed:\n%s", traceback.format_exc())
+
+
+def call(hooks: Sequence[Hook], name: str, *args: Any) -> None:
+    """Calls one method of all hooks, in their order."""
+    for hook in hooks:
+        getattr(hook, name)(*args)
+
+
+def format_metrics(metrics: Mapping[str, float], names: Sequence[str]) -> str:
+    """Formats some metrics as `name 1.234  name 5.678`, leaving out what is absent."""
+    return "  ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)

@@ -1,0 +1,209 @@
+"""The training loop, dull on purpose: batch, step, hooks; everything else stands elsewhere."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from xec_jax.data.prefetch import prefetch
+from xec_jax.data.source import Source
+from xec_jax.errors import DivergedError, Preempted
+from xec_jax.tasks.base import Task
+from xec_jax.train.checkpoint import Checkpoints
+from xec_jax.train.hooks import Hook, RunInfo, call
+from xec_jax.train.mesh import replicated
+from xec_jax.train.signals import StopFlag
+from xec_jax.train.step import Tally, TrainState, bound_queue
+from xec_jax.train.trainer import Trainer
+
+
+@dataclass
+class FitResult:
+    """What a training gives back.
+
+    Attributes:
+        state: Final state, on the devices.
+        metrics: {validation set: metrics} of the last validation.
+        steps_run: Steps made by this process.
+    """
+
+    state: TrainState
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    steps_run: int = 0
+
+
+def fit(
+    task: Task,
+    config: ConfigDict,
+    train: Source,
+    valid: Mapping[str, Source],
+    *,
+    workdir: Path,
+    state: TrainState | None = None,
+    hooks: Sequence[Hook] = (),
+    stop: StopFlag | None = None,
+) -> FitResult:
+    """Trains a task until `train.epochs`, continuing from the newest checkpoint in the workdir.
+
+    The state depends on the config, the data and the step number only: batches and random keys are
+    functions of the step, so a run that was killed and resumed ends with the same parameters.
+
+    Args:
+        task: The experiment.
+        config: Resolved config.
+        train: Training events.
+        valid: Validation sets by name; the first one's `loss` picks the best checkpoint.
+        workdir: Run folder; checkpoints go into `checkpoints`.
+        state: Starting state in place of a fresh one; a checkpoint in the workdir wins.
+        hooks: Watchers, called in order.
+        stop: Flag polled between steps and in validation; when set, the state is saved.
+
+    Raises:
+        Preempted: The stop flag was set; the state is saved.
+        DivergedError: Too many steps in a row were not finite.
+        CheckpointError: The checkpoints are those of another network, or damaged.
+        DiskError: The run folder cannot be written.
+    """
+    trainer = Trainer(task, config, train)
+    keep = {"keep_last": config.train.keep_last, "keep_best": config.train.keep_best}
+    with Checkpoints(workdir / "checkpoints", **keep) as checkpoints:
+        if checkpoints.steps:
+            state = checkpoints.restore(trainer.state_shapes(), replicated(trainer.mesh))
+            call(hooks, "on_message", f"continuing after step {int(state.step)}")
+        elif state is None:
+            state = trainer.fresh_state()
+        run = RunInfo(
+            workdir=workdir,
+            start_step=int(state.step),
+            total_steps=trainer.total_steps,
+            steps_per_epoch=trainer.steps_per_epoch,
+            global_batch=trainer.global_batch,
+            n_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            devices=trainer.devices,
+        )
+        loop = _Loop(trainer, run, FitResult(state), valid, checkpoints, hooks, stop or StopFlag())
+        call(hooks, "on_start", run)
+        try:
+            loop.run_over(train)
+            checkpoints.wait()
+        finally:
+            call(hooks, "on_end", run.start_step + loop.result.steps_run)
+    return loop.result
+
+
+@dataclass
+class _Loop:
+    """The state of the loop itself."""
+
+    trainer: Trainer
+    run: RunInfo
+    result: FitResult
+    valid: Mapping[str, Source]
+    checkpoints: Checkpoints
+    hooks: Sequence[Hook]
+    stop: StopFlag
+    pending: list[Tally] = field(default_factory=list)
+    window_start: float = 0.0
+    waited_s: float = 0.0
+
+    def run_over(self, train: Source) -> None:
+        config, run = self.trainer.config, self.run
+        epoch_steps = config.eval.every_epochs * run.steps_per_epoch
+        stream = prefetch(
+            train,
+            start=run.start_step,
+            stop=run.total_steps,
+            size=run.global_batch,
+            shard=(0, 1),
+            seed=config.seed,
+            train=True,
+            depth=config.data.prefetch_factor,
+            put=self.trainer.put,
+            keys=self.trainer.keys,
+        )
+        self.window_start = time.monotonic()
+        with stream:
+            for number, _, batch in stream:
+                step = number + 1
+                self.result.state, tally = self.trainer.train_step(self.result.state, batch)
+                self.result.steps_run += 1
+                self.pending.append(tally)
+                bound_queue(self.pending)
+                call(self.hooks, "on_step", step)
+                is_stopped = bool(self.stop)
+                is_last = step == run.total_steps
+                is_epoch = is_last or step % epoch_steps == 0
+                if is_epoch or is_stopped or step % config.log.every == 0:
+                    self.record(step, stream.wait_s)
+                if is_stopped:
+                    self.preempt()
+                if is_epoch and self.valid:
+                    self.save(self.validate(step))
+                    self.window_start = time.monotonic()
+                elif is_last or step % config.train.save_every == 0:
+                    self.save()
+
+    def record(self, step: int, waited_s: float) -> None:
+        """Reports the steps since the last record: the only place where the host waits."""
+        means = self.trainer.task.derive(Tally.means(self.pending))
+        now = time.monotonic()
+        seconds = max(now - self.window_start, 1e-9)
+        record = {
+            "step": step,
+            "split": "train",
+            "epoch": step / self.run.steps_per_epoch,
+            **means,
+            "lr": float(self.trainer.schedule(step - 1)),
+            "events_per_s": len(self.pending) * self.run.global_batch / seconds,
+            "data_wait": min((waited_s - self.waited_s) / seconds, 1.0),
+        }
+        self.pending.clear()
+        self.window_start, self.waited_s = now, waited_s
+        call(self.hooks, "on_record", record)
+        limit = self.trainer.config.train.max_skipped_in_row
+        if (in_row := int(self.result.state.skipped_in_row)) >= limit:
+            raise DivergedError(
+                f"the last {in_row} updates up to step {step} were not finite and were skipped",
+                expected=f"fewer than {limit} in a row (train.max_skipped_in_row)",
+                remedy="lower optim.lr or optim.grad_clip, or look at the data with a short run; "
+                "the checkpoints are from before the failure",
+            )
+
+    def validate(self, step: int) -> float:
+        """Evaluates all validation sets, reports them and returns the loss of the first."""
+        params = self.result.state.eval_params
+        metrics = self.trainer.validate(params, self.valid, self.stop)
+        if metrics is None:
+            self.preempt()
+        self.result.metrics = metrics
+        for name, values in metrics.items():
+            place = {"step": step, "split": name, "epoch": step / self.run.steps_per_epoch}
+            call(self.hooks, "on_record", place | values)
+        call(self.hooks, "on_validation", step, params)
+        return next(iter(metrics.values()))["loss"]
+
+    def save(self, metric: float | None = None) -> None:
+        """Saves the state, unless it is broken: it must not replace a good checkpoint."""
+        state = self.result.state
+        if bool(_all_finite(state.params)):
+            facts = {"record": dict(self.trainer.task.record), "metric": metric}
+            self.checkpoints.save(state, facts, metric)
+
+    def preempt(self) -> NoReturn:
+        """Saves and leaves."""
+        self.save()
+        self.checkpoints.wait()
+        raise Preempted(
+            f"stopped by {self.stop.signal} after step {int(self.result.state.step)}, state saved",
+            remedy="start the same command again to continue",
+        )
+
+
+@jax.jit
+def _all_finite(tree: object) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

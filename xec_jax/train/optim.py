@@ -1,0 +1,88 @@
+"""Learning-rate schedules and the optimizer, from plain config values."""
+
+import re
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from xec_jax.config import nearest
+from xec_jax.errors import ConfigError
+from xec_jax.types import Array, ArrayLike, Params
+
+Schedule = Callable[[ArrayLike | int], Array]
+SCHEDULERS = ("none", "cosine")
+
+
+def make_schedule(
+    lr: float,
+    *,
+    scheduler: str | None,
+    steps_per_epoch: int,
+    epochs: int,
+    warmup_epochs: int = 0,
+    lr_min: float = 0.0,
+    per_step: bool = False,
+) -> Schedule:
+    """Builds the learning rate as a pure function of the step, so that resume needs no state.
+
+    With e the epoch (whole, or fractional if `per_step`), E `epochs` and W `warmup_epochs`:
+    e < W: lr (0.01 + 0.99 e/W); then lr_min + (lr - lr_min) (1 + cos(pi (e - W)/(E - W))) / 2
+    for `cosine`, or lr for `none`.
+
+    Raises:
+        ConfigError: Unknown scheduler, or a warm-up that is not shorter than the run.
+    """
+    name = scheduler or "none"
+    if name not in SCHEDULERS:
+        raise ConfigError(f"optim.lr_scheduler is {name!r}", expected=nearest(name, SCHEDULERS))
+    if not 0 <= warmup_epochs < max(epochs, 1):
+        raise ConfigError(
+            f"optim.warmup_epochs is {warmup_epochs} in a run of {epochs} epochs",
+            expected="0 <= warmup_epochs < train.epochs",
+        )
+
+    def schedule(step: ArrayLike | int) -> Array:
+        epoch = jnp.asarray(step) / steps_per_epoch
+        epoch = epoch if per_step else jnp.floor(epoch)
+        warmup = lr * (0.01 + 0.99 * epoch / max(warmup_epochs, 1))
+        if name == "none":
+            rate = jnp.full_like(epoch, lr)
+        else:
+            progress = jnp.clip((epoch - warmup_epochs) / (epochs - warmup_epochs), 0, 1)
+            rate = lr_min + 0.5 * (lr - lr_min) * (1 + jnp.cos(jnp.pi * progress))
+        return jnp.where(epoch < warmup_epochs, warmup, rate)
+
+    return schedule
+
+
+def make_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
+    """Builds clipping and AdamW (beta 0.9 / 0.999, epsilon 1e-8) from the `optim` group.
+
+    Keys: `weight_decay`; `no_decay`, regular expressions searched in parameter paths like
+    `encoder/fusion/layer0/norm1/scale`; `grad_clip`, global norm, 0 disables.
+    """
+    adamw = optax.adamw(
+        schedule,
+        weight_decay=config.weight_decay,
+        mask=lambda params: decay_mask(params, config.no_decay),
+    )
+    if config.grad_clip > 0:
+        return optax.chain(optax.clip_by_global_norm(config.grad_clip), adamw)
+    return optax.chain(optax.identity(), adamw)
+
+
+def parameter_path(path: Sequence) -> str:
+    """Turns a tree path into `a/b/c`."""
+    return "/".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path)
+
+
+def decay_mask(params: Params, no_decay: Sequence[str]) -> Params:
+    """Returns True for every parameter that weight decay applies to."""
+
+    def is_decayed(path: Sequence, _) -> bool:
+        return not any(re.search(pattern, parameter_path(path)) for pattern in no_decay)
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
