@@ -18,7 +18,7 @@ def config(**train) -> ConfigDict:
     c = ConfigDict({"task": "toy", "seed": 3})
     c.data = ConfigDict({"batch_size": 8, "prefetch_factor": 2})
     c.model, c.export = ConfigDict(), ConfigDict()
-    c.optim = ConfigDict({"lr": 1e-2, "lr_scheduler": "cosine", "lr_min": 1e-5})
+    c.optim = ConfigDict({"lr": 5e-2, "lr_scheduler": "cosine", "lr_min": 1e-5})
     c.optim.update({"lr_per_step": False, "warmup_epochs": 1, "weight_decay": 1e-2})
     c.optim.update({"no_decay": ("bias",), "grad_clip": 1.0, "ema_decay": 0.9})
     c.train = ConfigDict({"epochs": 4, "max_steps": 0, "grad_accum_steps": 1, "devices": 1})

@@ -60,7 +60,12 @@ class Checkpoints:
         )
         try:
             self._manager = ocp.CheckpointManager(
-                self.folder, options=options, item_names=("state", "meta")
+                self.folder,
+                options=options,
+                item_handlers={
+                    "state": ocp.StandardCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
             )
         except OSError as error:
             raise DiskError(f"cannot use {folder}: {error}") from error

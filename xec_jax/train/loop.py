@@ -72,8 +72,10 @@ def fit(
     trainer = Trainer(task, config, train)
     keep = {"keep_last": config.train.keep_last, "keep_best": config.train.keep_best}
     with Checkpoints(workdir / "checkpoints", **keep) as checkpoints:
+        is_validated = True
         if checkpoints.steps:
             state = checkpoints.restore(trainer.state_shapes(), replicated(trainer.mesh))
+            is_validated = checkpoints.meta(int(state.step))["metric"] is not None
             call(hooks, "on_message", f"continuing after step {int(state.step)}")
         elif state is None:
             state = trainer.fresh_state()
@@ -86,9 +88,13 @@ def fit(
             n_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             devices=trainer.devices,
         )
-        loop = _Loop(trainer, run, FitResult(state), valid, checkpoints, hooks, stop or StopFlag())
+        stop = StopFlag() if stop is None else stop
+        loop = _Loop(trainer, run, FitResult(state), valid, checkpoints, hooks, stop)
         call(hooks, "on_start", run)
         try:
+            if valid and not is_validated and loop.is_epoch_end(run.start_step):
+                # The run was stopped between an epoch and its validation.
+                loop.validate(run.start_step)
             loop.run_over(train)
             checkpoints.wait()
         finally:
@@ -111,9 +117,14 @@ class _Loop:
     window_start: float = 0.0
     waited_s: float = 0.0
 
+    def is_epoch_end(self, step: int) -> bool:
+        """True where a validation is due."""
+        steps = self.trainer.config.eval.every_epochs * self.run.steps_per_epoch
+        return step > 0 and (step == self.run.total_steps or step % steps == 0)
+
     def run_over(self, train: Source) -> None:
+        """Makes all steps that are left."""
         config, run = self.trainer.config, self.run
-        epoch_steps = config.eval.every_epochs * run.steps_per_epoch
         stream = prefetch(
             train,
             start=run.start_step,
@@ -136,8 +147,7 @@ class _Loop:
                 bound_queue(self.pending)
                 call(self.hooks, "on_step", step)
                 is_stopped = bool(self.stop)
-                is_last = step == run.total_steps
-                is_epoch = is_last or step % epoch_steps == 0
+                is_epoch = self.is_epoch_end(step)
                 if is_epoch or is_stopped or step % config.log.every == 0:
                     self.record(step, stream.wait_s)
                 if is_stopped:
@@ -145,7 +155,7 @@ class _Loop:
                 if is_epoch and self.valid:
                     self.save(self.validate(step))
                     self.window_start = time.monotonic()
-                elif is_last or step % config.train.save_every == 0:
+                elif is_epoch or step % config.train.save_every == 0:
                     self.save()
 
     def record(self, step: int, waited_s: float) -> None:

@@ -76,7 +76,8 @@ def make_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTran
 
 def parameter_path(path: Sequence) -> str:
     """Turns a tree path into `a/b/c`."""
-    return "/".join(str(getattr(part, "key", getattr(part, "name", part))) for part in path)
+    names = ("key", "name", "idx")
+    return "/".join(str(next(getattr(p, n) for n in names if hasattr(p, n))) for p in path)
 
 
 def decay_mask(params: Params, no_decay: Sequence[str]) -> Params:

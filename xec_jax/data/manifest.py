@@ -1,0 +1,265 @@
+"""Which files a data set consists of, and proof that each of them can be read as asked.
+
+The manifest is made before anything expensive starts: it opens every file once, so a bad file
+stops the job in its first seconds and not in its third hour. Its hash tells whether a resumed
+run still sees the same events.
+"""
+
+import glob
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from xec_jax.data.root_file import Column, RootFile
+from xec_jax.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Pattern = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def resolve_paths(pattern: Pattern) -> list[Path]:
+    """Finds the ROOT files that a user means.
+
+    Args:
+        pattern: A file, a folder (all `*.root` in it), a glob (`**` descends into folders), or
+            a list of these. `~` and environment variables are expanded. A name that exists is
+            taken literally even if it contains brackets or stars.
+
+    Returns:
+        The files in natural order (`run_2` before `run_10`), each once, however it is reached.
+
+    Raises:
+        DataError: A pattern is empty or matches nothing.
+    """
+    patterns = [pattern] if isinstance(pattern, str | os.PathLike) else list(pattern or [])
+    if not patterns:
+        raise DataError(
+            "no data files are named",
+            expected="a file, a folder, a glob or a list of these",
+            remedy="set the path of the data",
+        )
+    found = [path for one in patterns for path in _matches(os.fspath(one))]
+    unique = {path.resolve(): path for path in sorted(found, key=_natural, reverse=True)}
+    return sorted(unique.values(), key=_natural)
+
+
+def _matches(pattern: str) -> list[Path]:
+    """Returns the files that one pattern stands for, at least one."""
+    if not pattern.strip():
+        raise DataError(
+            f"the path {pattern!r} of the data is empty",
+            expected="a file, a folder or a glob",
+            remedy="set the path of the data",
+        )
+    if re.match(r"\w+://", pattern):
+        raise DataError(
+            f"{pattern} is a URL",
+            expected="files on a local or mounted disk",
+            remedy="copy the files or mount their storage",
+        )
+    expanded = os.path.expanduser(os.path.expandvars(pattern))
+    named = [expanded] if os.path.exists(expanded) else glob.glob(expanded, recursive=True)
+    folders = [name for name in named if os.path.isdir(name)]
+    files = [name for name in named if name not in folders]
+    for folder in folders:
+        files += glob.glob(os.path.join(glob.escape(folder), "*.root"))
+    if named != [expanded]:  # a wide glob also catches logs and notes beside the data
+        files = [name for name in files if name.endswith(".root")] or files
+    if files:
+        return [Path(name) for name in files]
+    shown = f"{pattern!r}" + (f" (expanded: {expanded!r})" if expanded != pattern else "")
+    found = "no .root file in the folder" if folders else "nothing matches"
+    raise DataError(
+        f"{found} {shown}, seen from the working directory {os.getcwd()}",
+        expected="at least one ROOT file",
+        remedy="check the path; relative paths start in the working directory"
+        + ("; an environment variable in it is not set" if "$" in expanded else ""),
+    )
+
+
+def _natural(path: Path) -> list[str | int]:
+    """Sort key that compares runs of digits as numbers."""
+    parts = re.split(r"(\d+)", str(path))
+    return [int(part) if part.isdecimal() else part for part in parts]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """One file of a data set.
+
+    Attributes:
+        path: Where it is.
+        size: Bytes.
+        mtime_ns: Time of the last change, nanoseconds since 1970.
+        uuid: Identifier that ROOT gave it when it was written.
+        entries: Number of events.
+        clusters: Entries at which it can be cut without reading anything twice, from 0 to
+            `entries`: the baskets of all branches that matter begin there.
+    """
+
+    path: Path
+    size: int
+    mtime_ns: int
+    uuid: str
+    entries: int
+    clusters: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a data set, one after the other, as one range of entries.
+
+    Attributes:
+        tree: Name of the tree in every file.
+        files: Files with at least one event.
+        columns: Shape of one event and dtype of each branch, as the first file has them; `(1,)`
+            counts as `()`. Optional branches that no file has are left out.
+    """
+
+    tree: str
+    files: tuple[FileEntry, ...]
+    columns: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """Entry of the data set at which each file begins, and the number of entries."""
+        return np.cumsum([0] + [file.entries for file in self.files])
+
+    @property
+    def entries(self) -> int:
+        """Number of events in all files."""
+        return int(self.starts[-1])
+
+    def locate(self, entry: int) -> tuple[int, int]:
+        """Returns `(index of the file, entry in that file)` of an entry of the data set."""
+        index = int(np.searchsorted(self.starts, entry, side="right")) - 1
+        return index, entry - int(self.starts[index])
+
+    def chunks(self, *, smallest: int, largest: int) -> list[tuple[int, int]]:
+        """Cuts the data set into pieces that are read in one go.
+
+        Args:
+            smallest: Clusters with fewer events are read together with the next ones.
+            largest: Clusters with more events are cut, although that decompresses them again
+                for every part.
+
+        Returns:
+            Ranges `(start, stop)` of entries of the data set, in order, none across two files.
+        """
+        pieces = []
+        for file, offset in zip(self.files, self.starts.tolist(), strict=False):
+            start = 0
+            for stop, after in zip(file.clusters[1:], [*file.clusters[2:], None], strict=True):
+                if stop - start < smallest and after and after - start <= largest:
+                    continue
+                parts = -(-(stop - start) // largest)
+                cuts = [start + (stop - start) * i // parts for i in range(parts + 1)]
+                pieces += [(offset + a, offset + b) for a, b in pairwise(cuts)]
+                start = stop
+        return pieces
+
+    def hash(self) -> str:
+        """Returns the sha256 (hex) of names, sizes, entries and identifiers of the files.
+
+        Independent of folder and time stamps, so that copied data stay the same data.
+        """
+        digest = hashlib.sha256()
+        for file in self.files:
+            line = f"{file.path.name}\0{file.size}\0{file.entries}\0{file.uuid}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+Shapes = Mapping[str, tuple[int, ...] | None]
+
+
+def build_manifest(
+    paths: Sequence[Path], tree: str, branches: Shapes, optional: Shapes | None = None
+) -> Manifest:
+    """Opens every file and checks that it has the wanted branches.
+
+    Args:
+        paths: Local ROOT files.
+        tree: Name of the TTree or RNTuple.
+        branches: Branches that every file must have, with the shape of one event; None stands
+            for the shape that the first file has.
+        optional: Branches that either all files or none have.
+
+    Raises:
+        DataError: A file cannot be read, lacks a branch or holds something else in it, or no
+            file has events.
+    """
+    files: list[FileEntry] = []
+    empty: list[Path] = []
+    columns: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+    for path in paths:
+        with RootFile(path, tree) as file:
+            if file.entries == 0:
+                empty.append(path)
+                continue
+            if not files:  # the first file decides what was left open
+                present = {k: v for k, v in (optional or {}).items() if file.has(k)}
+                columns = {
+                    name: _one_event(file.column(name, shape))
+                    for name, shape in {**present, **branches}.items()
+                }
+            for name in sorted(set(optional or {}) - set(columns)):
+                if file.has(name):
+                    raise DataError(
+                        f"{path}: tree {tree!r} has a branch {name!r}, {files[0].path} has not",
+                        expected="the same branches in all files",
+                        remedy=f"do not ask for {name!r}, or use files that all have it",
+                    )
+            found = [file.column(name, shape) for name, (shape, _) in columns.items()]
+            files.append(_entry(file, _clusters(found, file.entries)))
+    if not files:
+        raise DataError(
+            f"tree {tree!r} has no entries in {', '.join(map(str, empty))}",
+            expected="at least one event",
+            remedy="produce the files again or name others",
+        )
+    for path in empty:
+        logger.warning("%s: tree %r has no entries; the file is skipped", path, tree)
+    return Manifest(tree, tuple(files), columns)
+
+
+def _one_event(column: Column) -> tuple[tuple[int, ...], np.dtype]:
+    """Returns shape and dtype of one event; producers differ in how they write one number."""
+    return column.shape if column.shape != (1,) else (), column.dtype
+
+
+def _entry(file: RootFile, clusters: tuple[int, ...]) -> FileEntry:
+    stat = file.path.stat()
+    return FileEntry(
+        path=file.path,
+        size=stat.st_size,
+        mtime_ns=stat.st_mtime_ns,
+        uuid=file.uuid,
+        entries=file.entries,
+        clusters=clusters,
+    )
+
+
+def _clusters(columns: Sequence[Column], entries: int) -> tuple[int, ...]:
+    """Returns the entries at which the baskets of all branches with many bytes begin.
+
+    Branches with less than 1 % of the bytes do not count: their baskets span thousands of
+    events, and reading one twice costs nothing.
+    """
+    sizes = [column.dtype.itemsize * int(np.prod(column.shape)) for column in columns]
+    heavy = [
+        column.offsets
+        for column, size in zip(columns, sizes, strict=True)
+        if size >= 0.01 * sum(sizes)
+    ]
+    common = reduce(np.intersect1d, heavy)
+    return tuple(int(entry) for entry in np.union1d(common, [0, entries]))

@@ -1,0 +1,65 @@
+"""What the training loop may ask of a data source."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+"""Per key of a batch: the shape of one event and the dtype."""
+
+
+class Source(Protocol):
+    """Events in batches of a fixed shape, addressed by the step number.
+
+    `batch` is pure in `step`: a fresh source and one that has served a million batches in any
+    order return the same arrays. Resuming therefore needs nothing but the step.
+
+    Every batch has the key `weight` (float32): 0 marks padding, 1 a real event unless the data
+    bring weights of their own. Padding repeats a real event, so that nothing downstream meets
+    values that do not occur in data (a zero vector to normalize, say). The arrays are fresh:
+    the source never touches them again.
+
+    Attributes:
+        spec: Shape of one event and dtype for each key of a batch.
+    """
+
+    spec: Spec
+
+    def __len__(self) -> int:
+        """Returns the number of events."""
+        ...
+
+    def steps_per_epoch(self, *, size: int, shards: int = 1, train: bool = True) -> int:
+        """Returns the number of batches after which every event has been seen.
+
+        Args:
+            size: Events in a batch of one shard.
+            shards: Number of shards (processes) that share the events.
+            train: Counts full batches only (at least one); else the padded last one, too.
+        """
+        ...
+
+    def batch(
+        self,
+        step: int,
+        *,
+        size: int,
+        shard: tuple[int, int] = (0, 1),
+        seed: int = 0,
+        train: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """Returns the events of one step.
+
+        Args:
+            step: Counted from 0 over all epochs; each epoch of training has its own order.
+            size: Events in the batch of this shard.
+            shard: This shard and the number of shards, `(i, n)` with 0 <= i < n.
+            seed: Seed of the order of the events.
+            train: Shuffles and drops the remainder; else file order with a padded last batch,
+                starting again from the first event after the last one.
+
+        Returns:
+            An array `[size, ...]` for each key of `spec`.
+        """
+        ...

@@ -1,0 +1,95 @@
+"""Large pieces of a data set in memory: how an epoch is divided into them, and a small cache.
+
+A window is what the shuffle mixes completely. It is filled with ranges of entries that each are
+read in one go, and rows are copied out of it until the epoch has passed it. At most two windows
+are alive: the one in use and the next one, which a background thread reads meanwhile.
+"""
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+Ranges = tuple[tuple[int, int], ...]
+Arrays = dict[str, np.ndarray]
+
+
+class Window(NamedTuple):
+    """A piece of an epoch.
+
+    Attributes:
+        ranges: Entries `(start, stop)` of the data set, ascending, as they lie in memory.
+        first: Position of its first event in the order of the epoch.
+        size: Number of events.
+    """
+
+    ranges: Ranges
+    first: int
+    size: int
+
+
+def plan_windows(ranges: Iterable[tuple[int, int]], limit: int) -> list[Window]:
+    """Groups ranges of entries, in the given order, into windows of `limit` events at most.
+
+    A range that is longer than the limit becomes a window of its own.
+    """
+    groups: list[list[tuple[int, int]]] = []
+    room = 0
+    for start, stop in ranges:
+        if stop - start > room or not groups:
+            groups.append([])
+            room = limit
+        groups[-1].append((start, stop))
+        room -= stop - start
+    windows, first = [], 0
+    for group in groups:
+        size = sum(stop - start for start, stop in group)
+        # Ascending order makes windows with the same entries equal, whatever the epoch: a data
+        # set that fits into one window is read once for all epochs.
+        windows.append(Window(tuple(sorted(group)), first, size))
+        first += size
+    return windows
+
+
+class WindowCache:
+    """The two windows that were asked for last, one of them possibly still being read.
+
+    Meant for one consumer thread.
+
+    Args:
+        read: Fills the arrays of a window; may raise. Never called twice at the same time.
+    """
+
+    CAPACITY = 2
+
+    def __init__(self, read: Callable[[Ranges], Arrays]) -> None:
+        self._read = read
+        self._held: dict[Ranges, Future[Arrays]] = {}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="xec-window")
+
+    def get(self, ranges: Ranges) -> Arrays:
+        """Returns the arrays of a window, waiting for the disk if it is not held yet.
+
+        Raises:
+            DataError: Reading failed, now or in the background; asking again tries again.
+        """
+        self.read_ahead(ranges)
+        try:
+            return self._held[ranges].result()
+        except BaseException:
+            self._held.pop(ranges, None)
+            raise
+
+    def read_ahead(self, ranges: Ranges) -> None:
+        """Starts to read a window in the background and forgets the oldest one for it."""
+        future = self._held.pop(ranges, None)
+        while len(self._held) >= self.CAPACITY:
+            oldest = next(iter(self._held))
+            self._held.pop(oldest).cancel()
+        self._held[ranges] = future or self._reader.submit(self._read, ranges)
+
+    def close(self) -> None:
+        """Waits for a read in progress and forgets everything."""
+        self._reader.shutdown(wait=True, cancel_futures=True)
+        self._held.clear()
