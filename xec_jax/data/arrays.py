@@ -71,3 +71,6 @@ class ArraySource:
         padding = order.padding_weight(size, at.real)
         batch["weight"] = batch["weight"] * padding if "weight" in batch else padding
         return batch
+
+    def close(self) -> None:
+        """Does nothing: there are no files."""

@@ -63,3 +63,7 @@ class Source(Protocol):
             An array `[size, ...]` for each key of `spec`.
         """
         ...
+
+    def close(self) -> None:
+        """Releases files and threads."""
+        ...

@@ -153,6 +153,4 @@ def _series(
 def _running_median(value: np.ndarray) -> np.ndarray:
     """Median over a window of a twentieth of the curve, narrower towards its ends."""
     half = max(len(value) // 40, 2)
-    return np.array(
-        [np.median(value[max(i - half, 0) : i + half + 1]) for i in range(len(value))]
-    )
+    return np.array([np.median(value[max(i - half, 0) : i + half + 1]) for i in range(len(value))])

@@ -164,9 +164,7 @@ def _decorate(axes: "Axes", points: float) -> None:
     from matplotlib.patches import Rectangle
 
     height = LID_START + LID_HEIGHT + LABEL_CM
-    axes.set(
-        xlim=(-SIDE_LEFT - SIDE_CM, OUTER_LEFT + OUTER_CM), ylim=(-height, height), aspect=1
-    )
+    axes.set(xlim=(-SIDE_LEFT - SIDE_CM, OUTER_LEFT + OUTER_CM), ylim=(-height, height), aspect=1)
     axes.set_axis_off()
     side, outer = SIDE_LEFT + SIDE_CM / 2, OUTER_LEFT + OUTER_CM / 2
     above, lid = ARC_CM / 2 + 1.5, LID_START + LID_HEIGHT + 1.5
@@ -192,13 +190,11 @@ def _decorate(axes: "Axes", points: float) -> None:
         axes.text(tip[0], tip[1], name, size=points, style="italic", ha="center", va="center")
 
 
-def _draw_color_bar(
-    cells: "PolyCollection", quantity: Quantity, label: str, points: float
-) -> None:
+def _draw_color_bar(cells: "PolyCollection", quantity: Quantity, label: str, points: float) -> None:
     """Puts the color bar into the free corner above the outer face."""
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
-    from matplotlib.ticker import LogLocator, MaxNLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 
     axes, values, norm = cells.axes, cells.get_array(), cells.norm
     assert isinstance(axes, Axes)
@@ -223,6 +219,8 @@ def _draw_color_bar(
     bar.ax.set_title(label, size=points, weight="normal", pad=0.4 * points, loc="center")
     if quantity in ("time", "residual"):
         bar.locator = MaxNLocator(nbins=5 if points < 10 else 8, steps=[1, 2, 2.5, 5, 10])
+        if max(abs(norm.vmin), abs(norm.vmax)) >= 1000:
+            bar.formatter = EngFormatter(sep="")  # 10k: longer numbers run into each other
     elif isinstance(norm, LogNorm):
         bar.locator = LogLocator(numticks=DECADES + 3)
     if quantity == "mask":

@@ -89,9 +89,7 @@ def colormap(quantity: Quantity) -> "Colormap":
     from matplotlib.colors import ListedColormap
 
     if quantity not in _COLORMAPS:
-        raise ConfigError(
-            f"quantity is {quantity!r}", expected="one of " + ", ".join(_COLORMAPS)
-        )
+        raise ConfigError(f"quantity is {quantity!r}", expected="one of " + ", ".join(_COLORMAPS))
     name, gray = _COLORMAPS[quantity]
     if quantity == "mask":
         return ListedColormap(["#e6e9ef", "#30446e"], name).with_extremes(bad=gray)

@@ -72,6 +72,23 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(found, expected="('npho', 'time') or ('npho',)")
 
 
+def make_network(config: ConfigDict) -> MaskedAutoencoder:
+    """Builds the network that the `model` group describes."""
+    model = config.model
+    encoder = XecEncoder(
+        detector_of(config).faces,
+        dim=model.encoder_dim,
+        n_layers=model.num_fusion_layers,
+        n_heads=model.num_heads,
+        dropout=model.dropout,
+        drop_path=model.drop_path_rate,
+        sentinel_time=transform_of(config).sentinel_time,
+        dtype=DTYPES[config.train.precision],
+    )
+    channels = tuple(model.predict_channels)
+    return MaskedAutoencoder(encoder, model.decoder_dim, predict_channels=channels)
+
+
 def make_task(config: ConfigDict) -> Task:
     """Builds the pretraining task.
 
@@ -80,22 +97,7 @@ def make_task(config: ConfigDict) -> Task:
     """
     check(config)
     detector, transform = detector_of(config), transform_of(config)
-    model = config.model
-    net = MaskedAutoencoder(
-        XecEncoder(
-            detector.faces,
-            dim=model.encoder_dim,
-            n_layers=model.num_fusion_layers,
-            n_heads=model.num_heads,
-            dropout=model.dropout,
-            drop_path=model.drop_path_rate,
-            sentinel_time=transform.sentinel_time,
-            dtype=DTYPES[config.train.precision],
-        ),
-        decoder_dim=model.decoder_dim,
-        predict_channels=tuple(model.predict_channels),
-    )
-    experiment = _Experiment(detector, transform, net, config)
+    experiment = _Experiment(detector, transform, make_network(config), config)
     return Task(
         name="mae",
         spec={name: ((detector.n_sensors,), np.dtype(np.float32)) for name in ("npho", "time")},

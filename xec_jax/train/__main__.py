@@ -1,12 +1,15 @@
 """`python -m xec_jax.train`: trains the experiment of a config file, or continues a run."""
 
 import argparse
+import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xec_jax.errors import EXIT_CODES, run_command
+from xec_jax.train.huge_pages import restart_with_huge_pages
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -87,46 +90,56 @@ def with_demo_data(config: "ConfigDict", overrides: Sequence[str]) -> "ConfigDic
 def train(
     config: "ConfigDict", workdir: Path, *, dry_run: bool = False, overwrite: bool = False
 ) -> int:
-    """Opens data and run folder, puts the hooks together and trains."""
+    """Opens data and run folder, puts the hooks together and trains.
+
+    Whatever can be wrong with config and data is found before the run folder is touched.
+    """
     from xec_jax.data.open import open_sources
-
-    source, valid = open_sources(config.data)
-    if config.data.train == config.data.valid:
-        print("WARNING: training and validation events are the same: data.train = data.valid")
-
-    print(f"{len(source):,} training events, {sum(map(len, valid.values())):,} for validation")
-    if not valid:
-        print("data.valid is empty: no validation, no best checkpoint, no figures")
-
     from xec_jax.tasks.base import make_task
-    from xec_jax.train.hooks import Figures, TrainingCurves
-    from xec_jax.train.loggers import ConsoleLogger, JsonlLogger
-    from xec_jax.train.loop import fit
-    from xec_jax.train.signals import StopFlag
-    from xec_jax.train.trainer import Trainer
-    from xec_jax.train.workdir import open_workdir
 
-    task = make_task(config)
-    if dry_run:
-        loss = Trainer(task, config, source).try_step(source)
-        print(f"dry run: config and data are fine, loss of the first step {loss:.4g}")
-        return 0
-    resumed = open_workdir(workdir, config, record=task.record, overwrite=overwrite)
-    hooks = [
-        ConsoleLogger(tuple(config.log.show)),
-        JsonlLogger(workdir / "metrics.jsonl"),
-        TrainingCurves(workdir),
-    ]
-    if valid and config.eval.figure_events:
-        first = next(iter(valid.values()))
-        hooks.append(Figures(task, first, events=config.eval.figure_events, workdir=workdir))
-    with StopFlag() as stop:
-        result = fit(task, config, source, valid, workdir=workdir, hooks=hooks, stop=stop)
+    with contextlib.ExitStack() as stack:
+        source, valid = open_sources(config.data)
+        for opened in (source, *valid.values()):
+            stack.callback(opened.close)
+            opened.batch(0, size=1, train=False)
+        print(f"{len(source):,} training events, {sum(map(len, valid.values())):,} for validation")
+        if not valid:
+            print("data.valid is empty: no validation, no best checkpoint, no figures")
+        if config.data.train == config.data.valid:
+            print("WARNING: training and validation events are the same: data.train = data.valid")
+
+        from xec_jax.train.hooks import Figures, Hook, TrainingCurves
+        from xec_jax.train.loggers import ConsoleLogger, JsonlLogger
+        from xec_jax.train.loop import fit
+        from xec_jax.train.signals import StopFlag
+        from xec_jax.train.trainer import Trainer
+        from xec_jax.train.workdir import open_workdir
+
+        task = make_task(config)
+        trainer = Trainer(task, config, source)
+        if dry_run:
+            loss = trainer.try_step(source)
+            print(f"dry run: config and data are fine, loss of the first step {loss:.4g}")
+            return 0
+        resumed = open_workdir(workdir, config, record=task.record, overwrite=overwrite)
+        hooks: list[Hook] = [
+            ConsoleLogger(tuple(config.log.show)),
+            JsonlLogger(workdir / "metrics.jsonl"),
+            TrainingCurves(workdir),
+        ]
+        if valid and config.eval.figure_events:
+            first = next(iter(valid.values()))
+            hooks.append(Figures(task, first, events=config.eval.figure_events, workdir=workdir))
+        with StopFlag() as stop:
+            result = fit(task, config, source, valid, workdir=workdir, hooks=hooks, stop=stop)
     if resumed and not result.steps_run:
-        print(f"already complete after {int(result.state.step)} steps; raise train.epochs to go on")
+        steps = int(result.state.step)
+        print(f"already complete after {steps} steps; raise train.epochs to go on")
     print(f"done: {workdir}")
     return 0
 
 
 if __name__ == "__main__":
+    if not {"-h", "--help"} & set(sys.argv[1:]):
+        restart_with_huge_pages()
     run_command(main)

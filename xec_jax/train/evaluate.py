@@ -43,8 +43,10 @@ def evaluate(
     base = jax.random.PRNGKey(seed)
     batches = source.steps_per_epoch(size=size, shards=1, train=False)
     tallies: list[Tally] = []
-    options = {"size": size, "shard": (0, 1), "seed": seed, "train": False}
-    with prefetch(source, start=0, stop=batches, put=put, keys=keys, **options) as stream:
+    stream = prefetch(
+        source, start=0, stop=batches, size=size, seed=seed, train=False, put=put, keys=keys
+    )
+    with stream:
         for number, _, batch in stream:
             if stop():
                 return None

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from xec_jax.data.prefetch import prefetch
 from xec_jax.data.source import Source
-from xec_jax.errors import ConfigError
+from xec_jax.errors import ConfigError, DataError
 from xec_jax.tasks.base import Task, example_batch
 from xec_jax.train import mesh as meshes
 from xec_jax.train.evaluate import evaluate
@@ -33,10 +33,12 @@ class Trainer:
 
     Raises:
         ConfigError: A value that the engine cannot use.
+        DataError: The source lacks an array that the task reads.
     """
 
     def __init__(self, task: Task, config: ConfigDict, train: Source) -> None:
         self.task, self.config = task, config
+        _check_spec(task, train)
         self.mesh = meshes.make_mesh(config.train.devices)
         self.mode = meshes.check_mode(config.train.parallel)
         self.accum_steps = config.train.grad_accum_steps
@@ -124,3 +126,17 @@ class Trainer:
                 return None
             results[name] = self.task.derive(metrics)
         return results
+
+
+def _check_spec(task: Task, source: Source) -> None:
+    for name, (shape, _) in task.spec.items():
+        if name not in source.spec:
+            raise DataError(
+                f"task {task.name} needs {name!r}, which the data do not have",
+                expected=f"events with {', '.join(task.spec)}; found {', '.join(source.spec)}",
+            )
+        if source.spec[name][0] != shape:
+            raise DataError(
+                f"{name} has shape {source.spec[name][0]} per event in the data",
+                expected=f"{shape} for task {task.name}",
+            )

@@ -1,0 +1,37 @@
+"""Every shipped config: all variants load, `tiny` trains, validates, draws, stops and goes on."""
+
+from pathlib import Path
+
+import pytest
+from test_train_command import ROOT, caches, run  # noqa: F401
+
+from xec_jax import config as configs
+from xec_jax.tasks.base import make_task
+from xec_jax.train.records import read_jsonl
+
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("variant", ["default", "tiny", "gh200"])
+def test_variant_makes_a_task(name, variant):
+    config = configs.load(str(ROOT / "configs" / f"{name}:{variant}"))
+    task = make_task(config)
+    assert task.spec
+    assert configs.diff(config, configs.from_json(configs.to_json(config))) == {}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_tiny_trains_and_continues(name, caches, tmp_path):  # noqa: F811
+    command = ["--config", ROOT / "configs" / f"{name}:tiny", "--workdir", tmp_path / "run"]
+    code, out, err = run(caches, *command, cwd=tmp_path)
+    assert code == 0, err
+    assert "simulated" in out, "says that these are not the user's events"
+    records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    losses = [r["loss"] for r in records if r["split"] == "valid"]
+    assert losses[-1] < losses[0]
+    assert sorted(Path(tmp_path / "run" / "figures").glob("*.png"))
+    code, out, err = run(caches, *command, "--config.train.epochs=3", cwd=tmp_path)
+    assert code == 0, err
+    assert "continuing after step" in out
+    assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) > len(records)

@@ -1,0 +1,232 @@
+"""The pretraining task: the predecessor's loss values, no leak, padding, masks, metrics."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity import GOLDEN, load, weights
+
+from xec_jax import config as configs
+from xec_jax.convert import from_torch
+from xec_jax.errors import ConfigError
+from xec_jax.tasks import mae
+from xec_jax.tasks.base import example_batch, make_task
+from xec_jax.train.step import Tally
+
+LOSSES = json.loads((GOLDEN / "mae_losses.json").read_text())
+SETTINGS = {
+    "smoothl1_default": [],
+    "mse_noweight": ["train.loss_fn=mse", "train.use_npho_time_weight=false"],
+    "l1_w2_w05": ["train.loss_fn=l1", "train.npho_weight=2", "train.time_weight=0.5"],
+    "smoothl1_beta01": ["train.loss_beta=0.1"],
+    "smoothl1_thr1000": ["train.npho_threshold=1000"],
+}
+PREDECESSOR = [
+    "model.outer_mask=coarse",
+    "model.maskable=time",
+    "data.normalization.sentinel_npho=-1",
+]
+
+
+def load_config(*overrides, variant="default"):
+    texts = [f"--config.{text}" for text in ("data.train=x", *overrides)]
+    return configs.load(f"configs/mae.py:{variant}", texts)
+
+
+def experiment(config):
+    return mae._Experiment(mae.detector_of(config), mae.transform_of(config), None, config)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("model", LOSSES)
+def test_loss_values_of_the_predecessor(model, setting):
+    """Its reconstructions, its masks, its inputs: each of the twelve terms and their sum."""
+    geometry = "physical" if model.startswith("fix") else "documented"
+    pool = "(1,1)" if model.endswith("nopool") else "(3,3)"
+    variant = [f"model.geometry={geometry}", f"model.outer_fine_pool={pool}"]
+    ours = experiment(load_config(*PREDECESSOR, *variant, *SETTINGS[setting]))
+    reconstructed, data = load(f"{model}.npz"), load("ref_masking.npz")
+    faces = {}
+    for face in ours.detector.faces:
+        faces[face.name] = jnp.moveaxis(jnp.asarray(reconstructed[f"recon_{face.name}"]), 1, -1)
+    x = jnp.asarray(data["x"])
+    valid = jnp.stack([x[..., 0] != -1, jnp.ones(x.shape[:-1], bool)], -1)
+    batch = {"npho": ours.transform.npho_inverse(x[..., 0]), "weight": jnp.ones(len(x))}
+    terms = ours.terms(faces, batch, x, valid, jnp.asarray(data["mask65"], bool))
+    found = {name: float(term.total / term.weight) for name, term in terms.items()}
+    expected = LOSSES[model][setting]
+    assert sum(found.values()) == pytest.approx(expected["total_loss"], rel=2e-6)
+    for name, value in found.items():
+        channel = name.rsplit("_", 1)[1]
+        scale = {"npho": 2.0, "time": 0.5}[channel] if setting == "l1_w2_w05" else 1.0
+        reference = expected[f"loss_{name}"]
+        close = (pytest.approx(reference, rel=3e-6), pytest.approx(reference * scale, rel=3e-6))
+        assert value in close, name
+
+
+def test_weights_of_the_predecessor_give_its_reconstruction():
+    """From its tensors by name through the config's network to its numbers."""
+    config = load_config(*PREDECESSOR, "model.geometry=documented")
+    params = from_torch("mae", weights("ref_mae_pool33", "A"), config)
+    data, expected = load("ref_masking.npz"), load("ref_mae_pool33.npz")
+    task, net = make_task(config), mae.make_network(config)
+    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example_batch(task.spec, 2))
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    shown = data["xmasked65"]
+    unseen = data["mask65"].astype(bool) | (data["x"][..., 1] == -1)
+    found = jax.jit(net.apply)({"params": params}, shown, unseen)
+    for name, values in found.items():
+        reference = np.moveaxis(expected[f"recon_{name}"], 1, -1)
+        np.testing.assert_allclose(values, reference, atol=5e-6, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    config = load_config("model.encoder_dim=32", "model.num_heads=4", variant="tiny")
+    task, ours = make_task(config), experiment(config)
+    ours.net = mae.make_network(config)
+    batch = events(4)
+    params = jax.jit(task.init)(jax.random.PRNGKey(0), batch)
+    return task, ours, batch, params
+
+
+def events(n, seed=0):
+    """Raw events with all that occurs: dead channels, invalid times, one event without light."""
+    rng = np.random.default_rng(seed)
+    batch = example_batch({name: ((4760,), np.float32) for name in ("npho", "time")}, n)
+    batch["npho"] = np.exp(rng.normal(4, 2, (n, 4760))).astype(np.float32)
+    batch["time"] = rng.normal(2e-8, 1e-8, (n, 4760)).astype(np.float32)
+    batch["npho"][rng.uniform(size=(n, 4760)) < 0.05] = 1e10
+    batch["time"][rng.uniform(size=(n, 4760)) < 0.2] = 1e10
+    batch["npho"][-1] = 1e10
+    return batch
+
+
+def test_masks(tiny):
+    _, ours, batch, _ = tiny
+    _, valid, hidden = ours.hide(batch, jax.random.PRNGKey(3))
+    n_valid = np.asarray(valid[..., 0].sum(-1))
+    np.testing.assert_array_equal(hidden.sum(-1), np.floor(np.float32(0.65) * n_valid))
+    assert not (hidden & ~valid[..., 0]).any()
+    assert (hidden & ~valid[..., 1]).any(), "a sensor without a time may be asked for its photons"
+    assert hidden[-1].sum() == 0
+    _, _, again = ours.hide(batch, jax.random.PRNGKey(3))
+    _, _, other = ours.hide(batch, jax.random.PRNGKey(4))
+    np.testing.assert_array_equal(hidden, again)
+    assert (hidden != other).any()
+
+
+def test_training_and_validation_hide_alike(tiny):
+    task, _, batch, params = tiny
+    key = jax.random.PRNGKey(3)
+    trained, _ = task.loss(params, batch, key)
+    validated, _ = task.evaluate(params, batch, key)
+    for name in trained:
+        assert float(trained[name].weight) == pytest.approx(float(validated[name].weight))
+
+
+def test_nothing_of_a_hidden_sensor_reaches_the_network(tiny):
+    _, ours, batch, params = tiny
+    x, valid, hidden = ours.hide(batch, jax.random.PRNGKey(3))
+    changed = jnp.where(hidden[..., None], x + 7.0, x)
+    a = ours.reconstruct(params, x, valid, hidden)
+    b = ours.reconstruct(params, changed, valid, hidden)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    seen = jnp.where(hidden[..., None], x, x + 0.5)
+    c = ours.reconstruct(params, seen, valid, hidden)
+    assert float(jnp.abs(c["inner"] - a["inner"])[0].max()) > 0
+
+
+def test_padding_changes_nothing(tiny):
+    task, _, batch, params = tiny
+    key = jax.random.PRNGKey(5)
+    short = {k: v[:3] for k, v in batch.items()}
+    padded = {k: v.copy() for k, v in batch.items()}
+    padded["weight"][3] = 0
+    padded["npho"][3] = padded["npho"][0]
+    evaluate = jax.jit(task.evaluate)
+    a, b = (
+        task.derive(Tally.means([Tally.pack(metrics, terms)]))
+        for terms, metrics in (evaluate(params, part, key) for part in (short, padded))
+    )
+    assert a == pytest.approx(b, rel=1e-4, nan_ok=True)
+
+
+def test_dark_events_alone_are_finite(tiny):
+    task, _, batch, params = tiny
+    dark = {k: v.copy() for k, v in batch.items()}
+    dark["npho"][:] = 1e10
+
+    def loss(params):
+        terms, _ = task.loss(params, dark, jax.random.PRNGKey(0))
+        return sum(term.total for term in terms.values())
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    assert float(value) == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_metrics_against_plain_numpy(tiny):
+    task, ours, batch, params = tiny
+    key = jax.random.PRNGKey(8)
+    terms, metrics = task.evaluate(params, batch, key)
+    found = task.derive(Tally.means([Tally.pack(metrics, terms)]))
+    x, valid, hidden = (np.asarray(a) for a in ours.hide(batch, key))
+    faces = ours.reconstruct(params, x, valid, hidden)
+    predicted, known = ours.per_sensor(faces)
+    predicted = np.asarray(predicted)
+    assert known.all()
+    top = np.isin(np.arange(4760), np.arange(4596, 4669))
+    for part, sensors in (("", np.ones(4760, bool)), ("top_", top)):
+        use = hidden & sensors
+        error, truth = predicted[..., 0][use] - x[..., 0][use], x[..., 0][use]
+        assert found[f"mae_{part}npho"] == pytest.approx(np.abs(error).mean(), rel=1e-4)
+        assert found[f"rmse_{part}npho"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-4)
+        r2 = 1 - (error**2).mean() / truth.var()
+        assert found[f"r2_{part}npho"] == pytest.approx(r2, rel=1e-3)
+    use = hidden & valid[..., 1] & (np.where(valid[..., 0], batch["npho"], 0) > 100)
+    error_ns = (predicted[..., 1] - x[..., 1])[use] * 1.14e-7 * 1e9
+    assert found["mae_time_ns"] == pytest.approx(np.abs(error_ns).mean(), rel=1e-4)
+    assert found["actual_mask_ratio"] == pytest.approx(0.65, abs=1e-3)
+    assert found["loss"] == pytest.approx(found["loss_npho"] + found["loss_time"], rel=1e-5)
+    assert found["loss"] == pytest.approx(
+        sum(found[f"loss_{face.name}"] for face in ours.detector.faces), rel=1e-5
+    )
+
+
+def test_prediction_is_physical(tiny):
+    task, ours, batch, params = tiny
+    arrays = task.predict(params, {**batch, "run": np.arange(4)})
+    assert arrays["prediction"].shape == (4, 4760, 2)
+    assert np.isfinite(arrays["prediction"]).all()
+    assert arrays["hidden"].sum() > 5000
+    figures = list(task.figures({k: np.asarray(v)[:1] for k, v in {**batch, **arrays}.items()}))
+    assert [stem for stem, _ in figures] == ["reconstruction_0"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.mask_ratio=0.0", "inside"),
+        ("model.mask_ratio=1.0", "inside"),
+        ("model.maskable=both", "npho or time"),
+        ("model.predict_channels=('time',)", "npho"),
+        ("model.encoder_dim=100", "multiple of 32"),
+    ],
+)
+def test_bad_values(override, message):
+    config = load_config(override)
+    with pytest.raises(ConfigError, match=message):
+        task = make_task(config)
+        jax.eval_shape(task.init, jax.random.PRNGKey(0), example_batch(task.spec, 1))
+
+
+def test_photons_alone(tiny):
+    config = load_config("model.predict_channels=('npho',)", variant="tiny")
+    task = make_task(config)
+    batch = events(2)
+    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), batch)
+    terms, _ = jax.eval_shape(task.evaluate, shapes, batch, jax.random.PRNGKey(0))
+    assert set(terms) == {f"{face}_npho" for face in ("inner", "us", "ds", "outer", "top", "bot")}

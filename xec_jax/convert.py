@@ -1,0 +1,247 @@
+r"""Weights of the PyTorch predecessor as parameters of these networks.
+
+Rules say where each of its layers goes and of what kind it is; the kind says how the weight is
+laid out there, PyTorch -> here:
+
+    dense       (out, in) -> (in, out)
+    conv        (out, in, h, w) -> (h, w, in, out)
+    depthwise   (c, 1, h, w) -> (h, w, c)
+    transposed  (in, out, h, w) -> (h, w, in, out), mirrored in h and w, since here a transposed
+                convolution is a plain one on a map with zeros between the pixels
+    graph       (1, types, c) -> (types, c)
+    norm        (c,) stays
+    volume      norm over whole maps, weight and bias (c, h, w) -> (h, w, c)
+    table       one tensor without weight and bias, a leading axis of length 1 dropped
+
+Biases become vectors. Dense layers next to a flattened map need no reordering: both sides
+flatten channel by channel. Rows of the packed attention projection are query, key, value on both.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from xec_jax.errors import ConfigError
+
+Layout = Callable[[np.ndarray], np.ndarray]
+
+LAYOUTS: dict[str, Layout] = {
+    "dense": lambda w: w.T,
+    "conv": lambda w: w.transpose(2, 3, 1, 0),
+    "depthwise": lambda w: w.squeeze(1).transpose(1, 2, 0),
+    "transposed": lambda w: w[:, :, ::-1, ::-1].transpose(2, 3, 0, 1),
+    "graph": lambda w: w.squeeze(0),
+    "norm": lambda w: w,
+    "volume": lambda w: w.transpose(1, 2, 0),
+    "bias": lambda b: b.reshape(-1),
+}
+
+
+class Rule(NamedTuple):
+    """Where a layer goes: pattern of its name, path here with the pattern's groups, kind."""
+
+    pattern: str
+    path: str
+    kind: str
+
+
+def _under(pattern: str, path: str, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    return tuple(Rule(rf"{pattern}\.{r.pattern}", f"{path}/{r.path}", r.kind) for r in rules)
+
+
+NEXT_BLOCK = (
+    Rule(r"dwconv", "depthwise", "depthwise"),
+    Rule(r"spatial_conv", "depthwise", "graph"),
+    Rule(r"norm", "norm", "norm"),
+    Rule(r"pwconv1", "expand", "dense"),
+    Rule(r"pwconv2", "project", "dense"),
+    Rule(r"grn\.(?P<leaf>gamma|beta)", "grn/{leaf}", "table"),
+)
+GRID_BACKBONE = (
+    Rule(r"stem\.0", "stem", "conv"),
+    Rule(r"stem\.1", "stem_norm", "norm"),
+    Rule(r"downsample\.0", "down_norm", "norm"),
+    Rule(r"downsample\.1", "down", "conv"),
+    *_under(r"stage(?P<stage>\d)\.(?P<i>\d+)", "stage{stage}_block{i}", NEXT_BLOCK),
+)
+GRAPH_ENCODER = (
+    Rule(r"stem\.0", "stem", "dense"),
+    Rule(r"stem\.1", "stem_norm", "norm"),
+    Rule(r"proj\.0", "norm", "norm"),
+    Rule(r"proj\.1", "project", "dense"),
+    *_under(r"layers\.(?P<i>\d+)", "block{i}", NEXT_BLOCK),
+)
+FUSION = _under(
+    r"layers\.(?P<i>\d+)",
+    "layer{i}",
+    (
+        Rule(r"self_attn\.in_proj", "attention/qkv", "dense"),
+        Rule(r"self_attn\.out_proj", "attention/out", "dense"),
+        Rule(r"norm1", "attention_norm", "norm"),
+        Rule(r"linear1", "expand", "dense"),
+        Rule(r"linear2", "project", "dense"),
+        Rule(r"norm2", "norm", "norm"),
+    ),
+)
+ENCODER = (
+    Rule(r"pos_embed", "position", "table"),
+    *_under(r"backbone", "grid_backbone", GRID_BACKBONE),
+    *_under(r"hex_encoder", "graph_encoder", GRAPH_ENCODER),
+    *_under(r"fusion_transformer", "fusion", FUSION),
+)
+GRID_DECODER = (
+    Rule(r"linear", "project", "dense"),
+    Rule(r"decoder\.0", "up0", "transposed"),
+    Rule(r"decoder\.1", "norm0", "volume"),
+    Rule(r"decoder\.3", "up1", "transposed"),
+    Rule(r"decoder\.4", "norm1", "volume"),
+    Rule(r"decoder\.6", "predict", "transposed"),
+)
+HEX_DECODER = (
+    Rule(r"pos_embed", "position", "table"),
+    Rule(r"proj_in", "stem", "dense"),
+    *_under(r"blocks\.(?P<i>\d+)", "block{i}", NEXT_BLOCK),
+    Rule(r"head\.0", "norm", "norm"),
+    Rule(r"head\.1", "predict", "dense"),
+)
+RULES: dict[str, tuple[Rule, ...]] = {
+    "next_block": NEXT_BLOCK,
+    "grid_backbone": GRID_BACKBONE,
+    "graph_encoder": GRAPH_ENCODER,
+    "fusion": FUSION,
+    "grid_decoder": GRID_DECODER,
+    "hex_decoder": HEX_DECODER,
+    "encoder": ENCODER,
+    "regressor": _under(r"backbone", "encoder", ENCODER),
+    "mae": (
+        *_under(r"encoder", "encoder", ENCODER),
+        *_under(r"dec_(?P<face>\w+)", "decoder_{face}", GRID_DECODER + HEX_DECODER),
+    ),
+}
+UNUSED = re.compile(
+    r"(.*\.)?(\w+_hex_indices|hex_edge_index|adj_matrix)"  # index maps
+    r"|heads\..*"  # of the regressor
+    r"|channel_log_vars"  # belong to the autoencoder's loss
+)
+"""Tensors left out: no parameters of the networks that are converted here."""
+
+
+def from_torch(kind: str, tensors: Mapping[str, np.ndarray], config: ConfigDict) -> dict[str, Any]:
+    """Converts a state of the predecessor into the parameters that a config's network expects.
+
+    Runs that compare with the predecessor want its geometry too: `model.geometry="documented"` and
+    `model.outer_mask="coarse"`.
+
+    Args:
+        kind: `mae` gives the parameters of the whole autoencoder; `encoder` (a bare encoder) and
+            `regressor` (its encoder; the heads are left out) those of the encoder.
+        tensors: Arrays by the predecessor's names, all of them.
+        config: Resolved config of a task with an encoder, `configs/mae.py` for instance.
+
+    Returns:
+        Nested dict of float32 arrays.
+
+    Raises:
+        ConfigError: An unknown kind, a tensor that no rule knows, a parameter that no tensor
+            fills, or a pair of different shapes.
+    """
+    import jax
+
+    from xec_jax.tasks.base import example_batch, make_task
+
+    task = make_task(config)
+    template = jax.eval_shape(task.init, jax.random.PRNGKey(0), example_batch(task.spec, 2))
+    if kind == "mae":
+        return fill(kind, tensors, template)
+    if kind == "regressor":
+        return fill(kind, tensors, {"encoder": template["encoder"]})["encoder"]
+    return fill(kind, tensors, template["encoder"] if kind == "encoder" else {})
+
+
+def fill(
+    kind: str, tensors: Mapping[str, np.ndarray], template: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Fills a parameter tree; every tensor has to fit and every parameter to be filled.
+
+    Args:
+        kind: `encoder`, `regressor` (its encoder; the heads are left out), `mae`, or a part of
+            them, a key of `RULES`.
+        tensors: Arrays by the predecessor's names.
+        template: The parameter tree to fill, any leaves with a shape; for instance that of
+            `jax.eval_shape(net.init, key, x)["params"]`.
+
+    Returns:
+        Nested dict like `template`, float32 arrays.
+
+    Raises:
+        ConfigError: An unknown kind, a tensor that no rule knows, a parameter that no tensor
+            fills, or a pair of different shapes.
+    """
+    if kind not in RULES:
+        raise ConfigError(f"kind of checkpoint is {kind!r}", expected="one of " + ", ".join(RULES))
+    wanted = {path: tuple(leaf.shape) for path, leaf in _leaves(template)}
+    filled: dict[str, np.ndarray] = {}
+    problems = []
+    for name, tensor in tensors.items():
+        if UNUSED.fullmatch(name):
+            continue
+        path, lay_out = _find(name, RULES[kind])
+        if path not in wanted:
+            problems.append(f"unexpected {name} {np.shape(tensor)}")
+            continue
+        try:
+            filled[path] = np.ascontiguousarray(lay_out(np.asarray(tensor)), np.float32)
+            fits = filled[path].shape == wanted[path]
+        except ValueError:  # another number of axes
+            filled[path], fits = np.zeros(0), False
+        if not fits:
+            shapes = f"{np.shape(tensor)} does not become {wanted[path]}"
+            problems.append(f"wrong shape {name}: {shapes} of {path}")
+    problems += [f"missing {path} {wanted[path]}" for path in wanted if path not in filled]
+    if problems:
+        raise ConfigError(
+            f"checkpoint of kind {kind} does not fit the network: {len(problems)} tensors\n    "
+            + "\n    ".join(problems),
+            remedy="set the model's widths, layers and outer mode to those of the checkpoint",
+        )
+    return _nested(filled)
+
+
+def _find(name: str, rules: tuple[Rule, ...]) -> tuple[str, Layout]:
+    """Returns the path of a tensor here and its layout; an empty path if no rule matches."""
+    for rule in rules:
+        is_table = rule.kind == "table"
+        leaf = "" if is_table else r"[._](?P<tensor>weight|bias)"
+        match = re.fullmatch(rule.pattern + leaf, name)
+        if match is None:
+            continue
+        path = rule.path.format(**match.groupdict())
+        if is_table:
+            return path, lambda table: table.squeeze(0) if table.ndim == 3 else table
+        if match["tensor"] == "bias":
+            return f"{path}/bias", LAYOUTS["volume" if rule.kind == "volume" else "bias"]
+        weight = "scale" if rule.kind in ("norm", "volume") else "kernel"
+        return f"{path}/{weight}", LAYOUTS[rule.kind]
+    return "", LAYOUTS["norm"]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value
+
+
+def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree

@@ -1,0 +1,1 @@
+"""Networks: pure linen modules and functions, arrays in, arrays out, hyper-parameters as fields."""
