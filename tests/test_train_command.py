@@ -32,7 +32,7 @@ def caches(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def foreign(tmp_path_factory):
-    """A file as another program would write it: plain uproot, other branch order, extra branches."""
+    """A file as another program would write it: plain uproot, other order, extra branches."""
     path = tmp_path_factory.mktemp("data") / "run 01:a.root"
     rng = np.random.default_rng(0)
     n = 40
