@@ -31,7 +31,7 @@ def test_tiny_trains_and_continues(name, caches, tmp_path):  # noqa: F811
     losses = [r["loss"] for r in records if r["split"] == "valid"]
     assert losses[-1] < losses[0]
     assert sorted(Path(tmp_path / "run" / "figures").glob("*.png"))
-    code, out, err = run(caches, *command, "--config.train.epochs=3", cwd=tmp_path)
+    code, out, err = run(caches, *command, "--config.train.epochs=5", cwd=tmp_path)
     assert code == 0, err
     assert "continuing after step" in out
     assert len(read_jsonl(tmp_path / "run" / "metrics.jsonl")) > len(records)

@@ -29,7 +29,7 @@ HEAVY = {  # module -> the only files that may import it at all
     "distrax": {"nets/flows.py", "nets/cvae.py"},
     "jraph": {"nets/hexgraph.py"},
     "tensorflow": {"data/tfds.py", "export/jax2tf_backend.py"},
-    "orbax": {"train/checkpoint.py", "train/workdir.py"},
+    "orbax": {"train/checkpoint.py"},
     "uproot": {"data/root_file.py", "data/root_writer.py"},
     "torch": {"convert.py"},
 }
@@ -69,6 +69,29 @@ def test_imports_point_downwards(path):
         if (here, there) == ("train", "plots") or (here, there) == ("tasks", "plots"):
             continue  # figures are drawn late, inside functions
         assert LEVELS[there] < LEVELS[here], f"{here} must not import {name}"
+
+
+def test_rooms_have_no_circles():
+    """Within a room, too: following imports never leads back."""
+    names = {".".join(("xec_jax", *p.relative_to(PACKAGE).with_suffix("").parts)): p for p in FILES}
+    graph = {name: imports(path, top_only=True) & names.keys() for name, path in names.items()}
+    done: set[str] = set()
+
+    def visit(name, trail):
+        assert name not in trail, " -> ".join([*trail, name])
+        if name not in done:
+            for other in graph[name]:
+                visit(other, [*trail, name])
+            done.add(name)
+
+    for name in graph:
+        visit(name, [])
+
+
+@pytest.mark.parametrize("room_name", ["train", "tasks"])
+def test_figures_are_drawn_late(room_name):
+    for path in (PACKAGE / room_name).glob("*.py"):
+        assert not {n for n in imports(path, top_only=True) if n.startswith("xec_jax.plots")}
 
 
 def test_train_names_no_task():
@@ -130,6 +153,7 @@ def test_files_stay_readable():
     lengths = sorted(len(path.read_text().splitlines()) for path in FILES)
     assert lengths[len(lengths) // 2] <= 150
     assert lengths[-1] <= 500
+    assert len((PACKAGE / "train" / "loop.py").read_text().splitlines()) <= 250
 
 
 @pytest.mark.parametrize("command", ["train", "simulate"])

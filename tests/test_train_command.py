@@ -69,19 +69,21 @@ def run(caches, *arguments, **options):
 
 
 def parameters(workdir):
-    """The bytes of the newest state, read without the trainer."""
+    """The newest state (parameters, moments, counters), read without the trainer."""
+    import jax
     import orbax.checkpoint as ocp
 
     folder = workdir / "checkpoints"
     step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     tree = ocp.StandardCheckpointer().restore((folder / str(step) / "state").absolute())
-    flat = configs.flatten({"params": tree["params"], "opt": {"state": 0}})
-    return step, {key: np.asarray(value) for key, value in flat.items()}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return step, {str(path): np.asarray(value) for path, value in leaves}
 
 
 def on_foreign(foreign, *more):
     paths = [f"--config.data.train={foreign}", f"--config.data.valid={foreign}"]
     sizes = ["--config.data.batch_size=8", "--config.train.epochs=4", "--config.log.every=1"]
+    sizes += ["--config.train.grad_accum_steps=1", "--config.optim.lr=1e-3"]
     rates = ["--config.optim.warmup_epochs=1", "--config.train.save_every=3"]
     return ["--config", CONFIG, *paths, *sizes, *rates, *more]
 
@@ -150,6 +152,11 @@ def test_finished_run_and_another_config(undisturbed, caches, foreign):
     assert code == 2
     assert "model.mask_ratio: 0.65 there, 0.5 now" in err
     assert "--overwrite" in err
+    code, _, err = run(
+        caches, *on_foreign(foreign, "--config.data.batch_size=4"), "--workdir", workdir
+    )
+    assert code == 2
+    assert "events_per_step: 8 there, 4 now" in err
     assert (workdir / "config.json").read_text() == before
 
 
@@ -195,6 +202,14 @@ def bad_files(tmp_path_factory, foreign):
         ("data.normalization.npho_scheme=log", ["log1p"]),
         ("optim.learning_rate=1", ["learning_rate", "optim.lr"]),
         ("task=mea", ["mea", "mae"]),
+        ("data.train=", ["path ''", "empty"]),
+        ("model.encoder_dim=100", ["multiple of 32"]),
+        ("model.num_heads=0", ["num_heads"]),
+        ("optim.lr=none", ["float"]),
+        ("optim.no_decay=('[',)", ["regular expressions"]),
+        ("log.every=0", ["log.every"]),
+        ("eval.every_epochs=0", ["every_epochs"]),
+        ("data.prefetch_factor=0", ["prefetch_factor"]),
     ],
     ids=lambda value: value.split("=")[0] if isinstance(value, str) else "",
 )

@@ -188,6 +188,13 @@ def test_evaluation_sums_terms(n_devices, mode):
     assert means["chosen"] == pytest.approx(float(metrics["chosen"].total / 11), rel=1e-5)
 
 
+def test_nan_that_counted_stays_nan():
+    one, nan = Mean(jnp.float32(1), jnp.float32(1)), Mean(jnp.float32(np.nan), jnp.float32(2))
+    none = Mean(jnp.float32(0), jnp.float32(0))
+    assert np.isnan(Tally.means([Tally.pack({}, {"a": one, "b": nan})])["loss"])
+    assert Tally.means([Tally.pack({}, {"a": one, "b": none})])["loss"] == 1
+
+
 def test_tally_adds_before_it_divides():
     tallies = [
         Tally.pack({"a": Mean(jnp.float32(t), jnp.float32(w)), "b": Mean(0.0, 0.0)})

@@ -38,20 +38,6 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
         ConfigError: Missing file, unknown variant, unknown key, value of another type.
     """
-    file = path.split(":", 1)[0]
-    if not os.path.isfile(file):
-        raise ConfigError(
-            f"config file {file!r} does not exist (in {os.getcwd()})",
-            expected="a Python file with get_config(variant), for instance configs/mae.py",
-            remedy="configs are files beside the package: give a path, absolute or from here",
-        )
-    for argument in overrides:
-        if not argument.startswith("--config.") or "=" not in argument:
-            raise ConfigError(
-                f"argument {argument!r}",
-                expected="--config.group.key=value",
-                remedy="see --help for all options of this command",
-            )
     config = _get_config(path)
     check_groups(config, path)
     known = flatten(config)
@@ -121,13 +107,14 @@ def _parse(text: str, old: Any) -> Any:
     if old is None and text.lower() not in ("none", "true", "false"):
         # A key without a default takes what the text looks like.
         try:
-            return ast.literal_eval(text)
+            value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             return text
+        return tuple(value) if isinstance(value, list) else value
     literals = {"none": None, "true": True, "false": False}
     value = literals[text.lower()] if text.lower() in literals else ast.literal_eval(text)
-    if isinstance(value, bool):
-        raise TypeError(f"{text} is a truth value")
+    if isinstance(value, bool) or (value is None and old is not None):
+        raise TypeError(f"{text} is no {type(old).__name__}")
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -13,7 +13,8 @@ EXIT_CODES = """exit codes:
   2  the user's input: configuration, data files, geometry, checkpoint of another run
   3  training diverged (non-finite losses or gradients)
   4  the disk: a folder that cannot be written, no space left
-  75 stopped by a signal after saving; start the same command again to continue"""
+  75 stopped by a signal after saving; start the same command again to continue
+  130 interrupted from the keyboard before there was anything to save"""
 
 
 class XecError(Exception):

@@ -21,11 +21,16 @@ from numpy.typing import ArrayLike
 
 from xec_jax.errors import ConfigError, GeometryError
 
+INVALID = 1e10
+"""What files hold in place of the value of a dead or missing channel."""
+INVALID_ABOVE = 9e9
+"""Raw values beyond this are such markers."""
+
 N_SENSORS = 4760
 N_SIPM = 4092
 INNER_RADIUS_CM = 64.97
 OUTER_RADIUS_CM = 106.27
-SIPM_SIDE_CM = 1.2
+
 SIPM_CHIP_CM, SIPM_GAP_CM = 0.59, 0.05
 PMT_RADIUS_CM = 2.25
 

@@ -16,10 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from xec_jax.errors import ConfigError
+from xec_jax.geometry import INVALID_ABOVE
 from xec_jax.types import Array, ArrayLike
-
-INVALID_ABOVE = 9e9
-"""Raw values above this are markers of dead or missing channels (files carry 1e10)."""
 
 SCHEMES = ("log1p", "sqrt", "anscombe", "linear")
 RULES = ("positive", "domain")
@@ -95,7 +93,8 @@ class SensorTransform:
     def npho_inverse(self, value: ArrayLike) -> Array:
         """Turns normalized values back into photons, at most `INVALID_ABOVE` of them.
 
-        The bound keeps the exponential of a wild prediction from overflowing.
+        The bound keeps the exponential of a wild prediction from overflowing. Square roots are
+        never negative, so a negative prediction counts as 0.
         """
         y = jnp.asarray(value)
         match self.npho_scheme:
@@ -103,9 +102,9 @@ class SensorTransform:
                 largest = math.log1p(INVALID_ABOVE / self.npho_scale)
                 return self.npho_scale * jnp.expm1(jnp.minimum(y * self.npho_scale2, largest))
             case "sqrt":
-                return self.npho_scale * jnp.square(y)
+                return self.npho_scale * jnp.square(jnp.maximum(y, 0))
             case "anscombe":
-                return (self.npho_scale + 0.375) * jnp.square(y) - 0.375
+                return (self.npho_scale + 0.375) * jnp.square(jnp.maximum(y, 0)) - 0.375
             case _:
                 return self.npho_scale * y
 

@@ -1,5 +1,6 @@
 """A source of events that are in memory already: small data sets, simulations, tests."""
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -43,6 +44,15 @@ class ArraySource:
         self.spec: Spec = {
             name: (array.shape[1:], array.dtype) for name, array in self._arrays.items()
         } | {"weight": ((), np.dtype(np.float32))}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of names and contents of the arrays."""
+        digest = hashlib.sha256()
+        for name, array in self._arrays.items():
+            digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         """Returns the number of events."""

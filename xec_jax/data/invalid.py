@@ -2,10 +2,7 @@
 
 import numpy as np
 
-INVALID = 1e10
-"""What raw arrays hold where a sensor gave no usable number."""
-VALID_BELOW = 9e9
-"""The test for the marker, far from any rounding of it."""
+from xec_jax.geometry import INVALID, INVALID_ABOVE
 
 
 def make_finite(values: np.ndarray) -> int:
@@ -42,4 +39,4 @@ def dead_events(npho: np.ndarray) -> np.ndarray:
 
 
 def _alive(npho: np.ndarray) -> np.ndarray:
-    return np.any((npho > 0) & (npho < VALID_BELOW), axis=1)
+    return np.any((npho > 0) & (npho < INVALID_ABOVE), axis=1)

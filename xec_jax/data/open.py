@@ -40,13 +40,13 @@ def open_sources(config: ConfigDict) -> tuple[Source, Mapping[str, Source]]:
     """Opens training and validation events.
 
     Returns:
-        The training source, and {"valid": source} or nothing where `valid` is empty.
+        The training source, and {"valid": source} or nothing where `valid` is None.
 
     Raises:
         ConfigError: Unknown kind of source.
         DataError: A file that cannot be used, or none at all.
     """
     train = open_source(config, config.train, shuffle=True)
-    if not config.valid:
+    if config.valid is None:
         return train, {}
     return train, {"valid": open_source(config, config.valid, shuffle=False)}

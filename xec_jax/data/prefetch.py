@@ -109,9 +109,9 @@ def prefetch(
 ) -> Prefetcher:
     """Reads the steps `start` to `stop` ahead of their consumer.
 
-    Adds two keys to each batch: `_position` int32 [b], the place of each event in the batch of
-    all shards together, which random draws are keyed with; and `_step` int32 [b] for schedules
-    inside losses.
+    Adds two keys to each batch: `_position` int32 [b], which random draws are keyed with: the
+    place of each event in the batch of all shards together, or in the whole set when not
+    training; and `_step` int32 [b] for schedules inside losses.
 
     Args:
         source: Where the batches come from; used by the background thread alone until the
@@ -140,8 +140,9 @@ def prefetch(
     copy = put
 
     def produce() -> Iterator[Item]:
-        position = np.arange(shard[0] * size, (shard[0] + 1) * size, dtype=np.int32)
+        place = np.arange(shard[0] * size, (shard[0] + 1) * size, dtype=np.int32)
         for step in range(start, stop):
+            position = place if train else place + np.int32(step * size * shard[1])
             host = dict(source.batch(step, size=size, shard=shard, seed=seed, train=train))
             host["_position"] = position.copy()
             host["_step"] = np.full(size, step, np.int32)

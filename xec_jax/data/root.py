@@ -109,6 +109,11 @@ class RootSource:
         """Counters and timers of everything read so far."""
         return self._reader.stats
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of names, sizes and contents' identifiers of the files."""
+        return self.manifest.hash()
+
     def __len__(self) -> int:
         """Returns the number of events in all files."""
         return self.manifest.entries

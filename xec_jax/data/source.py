@@ -26,6 +26,11 @@ class Source(Protocol):
 
     spec: Spec
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes when the events do; a resumed run compares it."""
+        ...
+
     def __len__(self) -> int:
         """Returns the number of events."""
         ...

@@ -9,6 +9,7 @@ from xec_jax.geometry import (
     CENTER_CELL,
     FINE_CENTER_START,
     FINE_SHAPE,
+    INVALID_ABOVE,
     OUTER_CENTER_SHAPE,
     Detector,
 )
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
     from matplotlib.figure import FigureBase
 
-INVALID_ABOVE = 9e9
-"""Larger values are the files' way of saying that a sensor delivered nothing (1e10)."""
 
 DECADES = 4
 """The colors of photon counts span at most this much; fainter sensors get the darkest color."""
@@ -219,7 +218,7 @@ def _draw_color_bar(cells: "PolyCollection", quantity: Quantity, label: str, poi
     bar.ax.set_title(label, size=points, weight="normal", pad=0.4 * points, loc="center")
     if quantity in ("time", "residual"):
         bar.locator = MaxNLocator(nbins=5 if points < 10 else 8, steps=[1, 2, 2.5, 5, 10])
-        if max(abs(norm.vmin), abs(norm.vmax)) >= 1000:
+        if np.abs(cells.get_clim()).max() >= 1000:
             bar.formatter = EngFormatter(sep="")  # 10k: longer numbers run into each other
     elif isinstance(norm, LogNorm):
         bar.locator = LogLocator(numticks=DECADES + 3)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xec_jax.errors import ShapeError
-from xec_jax.geometry import Detector
-from xec_jax.plots.detector import INVALID_ABOVE, color_norm, draw_detector
+from xec_jax.geometry import INVALID_ABOVE, Detector
+from xec_jax.plots.detector import color_norm, draw_detector
 from xec_jax.plots.style import Quantity, house_style, make_figure
 
 if TYPE_CHECKING:

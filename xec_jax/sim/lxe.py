@@ -17,15 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xec_jax.geometry import INNER_RADIUS_CM, N_SENSORS, N_SIPM, SensorTable, design_positions
+from xec_jax.geometry import (
+    INNER_RADIUS_CM,
+    INVALID,
+    N_SENSORS,
+    N_SIPM,
+    SensorTable,
+    design_positions,
+)
 from xec_jax.kinematics import uvw_to_xyz, vector_to_angles, xyz_to_uvw
 from xec_jax.sim.lxe_optics import expected_light
 from xec_jax.sim.lxe_parameters import LxeParameters
 from xec_jax.sim.poisson import sample_poisson
 from xec_jax.types import Array, Key
-
-INVALID = 1e10
-"""Marks a dead sensor, or a time that could not be measured, in the data files."""
 
 BLOCK = 128
 SPEED_OF_LIGHT_CM_PER_NS = 29.9792458

@@ -36,7 +36,7 @@ from xec_jax.transforms import SensorTransform
 from xec_jax.types import Array, Batch, Key, Mean, Metrics, Params, Terms
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-UNITS = {"npho": "normalized", "time": "normalized", "photons": "photons", "time_ns": "ns"}
+UNITS = {"mae_photons": "photons", "mae_time_ns": "ns"}
 
 
 def detector_of(config: ConfigDict) -> Detector:
@@ -66,6 +66,16 @@ def check(config: ConfigDict) -> None:
     if config.model.maskable not in CHANNELS:
         found = f"model.maskable is {config.model.maskable!r}"
         raise ConfigError(found, expected=" or ".join(CHANNELS))
+    if "relative" in config.data.npho_branch and config.train.npho_threshold > 1:
+        raise ConfigError(
+            f"train.npho_threshold is {config.train.npho_threshold} photons, but "
+            f"{config.data.npho_branch} holds fractions: no time would ever count",
+            expected="a threshold in the unit of data.npho_branch",
+            remedy="data.npho_branch=npho, or train.npho_threshold below 1 and the legacy scale",
+        )
+    for key in ("encoder_dim", "decoder_dim", "num_heads", "num_fusion_layers"):
+        if config.model[key] < 1:
+            raise ConfigError(f"model.{key} is {config.model[key]}", expected="a positive number")
     channels = tuple(config.model.predict_channels)
     if channels not in (CHANNELS, CHANNELS[:1]):
         found = f"model.predict_channels is {channels}"

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -53,13 +54,16 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     arguments, overrides = parser().parse_known_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("xec_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains itself at length
     from xec_jax import config as configs
 
     config = configs.load(arguments.config, overrides)
     file, _, variant = arguments.config.partition(":")
     workdir = arguments.workdir or Path("runs") / f"{Path(file).stem}-{variant or 'default'}"
     print(f"config {os.path.abspath(file)}, run folder {workdir}")
-    if not config.data.train:
+    if config.data.train is None:
         config = with_demo_data(config, overrides)
     return train(config, workdir, dry_run=arguments.dry_run, overwrite=arguments.overwrite)
 
@@ -70,10 +74,16 @@ def with_demo_data(config: "ConfigDict", overrides: Sequence[str]) -> "ConfigDic
     Keys that the command line names keep the user's value.
     """
     from xec_jax.config import flatten
+    from xec_jax.errors import ConfigError
     from xec_jax.simulate import cached_sample
 
+    if config.data.valid is not None:
+        raise ConfigError(
+            f"data.valid is {config.data.valid!r}, but data.train is not set",
+            expected="both, or neither for the simulated demonstration",
+        )
     print(
-        "data.train is empty: training on simulated events as a demonstration.\n"
+        "data.train is not set: training on simulated events as a demonstration.\n"
         "  Your own files: --config.data.train='/data/*.root' --config.data.valid=..."
     )
     demo = config.data.demo
@@ -101,10 +111,10 @@ def train(
         source, valid = open_sources(config.data)
         for opened in (source, *valid.values()):
             stack.callback(opened.close)
-            opened.batch(0, size=1, train=False)
+            opened.batch(0, size=1, train=False)  # finds unreadable files now
         print(f"{len(source):,} training events, {sum(map(len, valid.values())):,} for validation")
         if not valid:
-            print("data.valid is empty: no validation, no best checkpoint, no figures")
+            print("data.valid is not set: no validation, no best checkpoint, no figures")
         if config.data.train == config.data.valid:
             print("WARNING: training and validation events are the same: data.train = data.valid")
 
@@ -121,7 +131,10 @@ def train(
             loss = trainer.try_step(source)
             print(f"dry run: config and data are fine, loss of the first step {loss:.4g}")
             return 0
-        resumed = open_workdir(workdir, config, record=task.record, overwrite=overwrite)
+        trainer.state_shapes()  # traces the network: values that do not fit show now
+        data = {name: opened.fingerprint for name, opened in {"train": source, **valid}.items()}
+        record = {**task.record, "events": data, "events_per_step": trainer.global_batch}
+        resumed = open_workdir(workdir, config, record=record, overwrite=overwrite)
         hooks: list[Hook] = [
             ConsoleLogger(tuple(config.log.show)),
             JsonlLogger(workdir / "metrics.jsonl"),

@@ -7,7 +7,7 @@ knows orbax.
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +41,7 @@ class Checkpoints:
     ) -> None:
         if read_only and not folder.is_dir():
             raise CheckpointError(f"no checkpoints in {folder.parent}", expected=str(folder))
-        self.folder = folder.absolute()
+        self.folder, self._read_only = folder.absolute(), read_only
         best = managers.BestN(
             get_metric_fn=lambda metrics: metrics["value"],
             reverse=True,
@@ -153,38 +153,42 @@ class Checkpoints:
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template
         )
-        rejected: list[str] = []
+        rejected: dict[int, str] = {}
         for candidate in steps:
             try:
                 self._compare(candidate, target)
                 args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-                return self._manager.restore(candidate, args=args)["state"]
+                state = self._manager.restore(candidate, args=args)["state"]
             except CheckpointError:
                 raise
             except Exception as error:  # orbax raises bare exceptions for damaged files
                 reason = str(error).strip().split("\n", 1)[0][:200]
-                rejected.append(f"step {candidate}: {type(error).__name__}: {reason}")
-                log.warning("checkpoint rejected, %s", rejected[-1])
+                rejected[candidate] = f"step {candidate}: {type(error).__name__}: {reason}"
+                log.warning("checkpoint rejected, %s", rejected[candidate])
+            else:
+                self._set_aside(rejected)
+                return state
         raise CheckpointError(
-            f"no checkpoint in {self.folder} can be read: " + "; ".join(rejected),
+            f"no checkpoint in {self.folder} can be read: " + "; ".join(rejected.values()),
             remedy="copy the folder again if it was copied, or start in a new --workdir",
         )
 
+    def _set_aside(self, steps: Iterable[int]) -> None:
+        """Renames damaged steps to `N.corrupt`, so that the run can save these steps again."""
+        if self._read_only or not steps:
+            return
+        for step in steps:
+            (self.folder / str(step)).rename(self.folder / f"{step}.corrupt")
+        self._manager.reload()
+
     def _compare(self, step: int, target: TrainState) -> None:
         """Checks shapes and dtypes first: orbax casts a wrong dtype without a word."""
-        saved = self._manager.item_metadata(step)["state"]
-        describe = {
-            parameter_path(path): (tuple(leaf.shape), str(leaf.dtype))
-            for path, leaf in jax.tree_util.tree_flatten_with_path(getattr(saved, "tree", saved))[0]
-        }
-        wanted = {
-            parameter_path(path): (tuple(leaf.shape), str(leaf.dtype))
-            for path, leaf in jax.tree_util.tree_flatten_with_path(target)[0]
-        }
+        metadata = self._manager.item_metadata(step)["state"]
+        saved, wanted = _describe(getattr(metadata, "tree", metadata)), _describe(target)
         differ = [
-            f"{name}: saved {describe.get(name, 'absent')}, wanted {wanted.get(name, 'absent')}"
-            for name in sorted(describe | wanted)
-            if describe.get(name) != wanted.get(name)
+            f"{name}: saved {saved.get(name, 'absent')}, wanted {wanted.get(name, 'absent')}"
+            for name in sorted(saved | wanted)
+            if saved.get(name) != wanted.get(name)
         ]
         if differ:
             more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
@@ -192,3 +196,9 @@ class Checkpoints:
                 f"step {step} in {self.folder} is another network: {'; '.join(differ[:5])}{more}",
                 remedy="use the config of that run, or start in a new --workdir",
             )
+
+
+def _describe(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of every leaf by its path."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {parameter_path(path): (tuple(x.shape), str(x.dtype)) for path, x in leaves}

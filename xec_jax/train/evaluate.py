@@ -24,8 +24,8 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Evaluates every event of a source exactly once.
 
-    Random choices of the metrics (masks) are drawn from a fixed seed and the batch number, so
-    that two evaluations compare the same thing.
+    Random choices of the metrics (masks) are keyed with a fixed seed and the event's place in the
+    set, so that two evaluations compare the same thing, whatever the size of their batches.
 
     Args:
         step: Compiled evaluation step.
@@ -40,16 +40,16 @@ def evaluate(
     Returns:
         Metrics, or None if it was stopped.
     """
-    base = jax.random.PRNGKey(seed)
+    key = jax.random.PRNGKey(seed)
     batches = source.steps_per_epoch(size=size, shards=1, train=False)
     tallies: list[Tally] = []
     stream = prefetch(
         source, start=0, stop=batches, size=size, seed=seed, train=False, put=put, keys=keys
     )
     with stream:
-        for number, _, batch in stream:
+        for _, _, batch in stream:
             if stop():
                 return None
-            tallies.append(step(params, batch, jax.random.fold_in(base, number)))
+            tallies.append(step(params, batch, key))
             bound_queue(tallies)
     return Tally.means(tallies)

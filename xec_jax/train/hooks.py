@@ -23,7 +23,6 @@ class RunInfo:
     """What a run is going to do, told to hooks at its start.
 
     Attributes:
-        workdir: The run's folder.
         start_step: First step of this process; above 0 when resuming.
         total_steps: Step at which the run is complete.
         steps_per_epoch: Steps per pass over the training events.
@@ -32,7 +31,6 @@ class RunInfo:
         devices: Number and kind of the devices, and how they are used.
     """
 
-    workdir: Path
     start_step: int
     total_steps: int
     steps_per_epoch: int
@@ -75,6 +73,7 @@ class Figures(Hook):
 
     def __init__(self, task: Task, source: Source, *, events: int, workdir: Path) -> None:
         self.task, self.workdir = task, workdir
+        events = min(events, len(source))
         self.batch = source.batch(0, size=events, shard=(0, 1), seed=0, train=False)
         positions = np.arange(events, dtype=np.int32)
         self.batch |= {"_position": positions, "_step": np.zeros(events, np.int32)}

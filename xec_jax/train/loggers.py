@@ -27,9 +27,9 @@ class JsonlLogger(Hook):
         """Cuts the file back to the restored step."""
         self.start = time.monotonic()
         records = read_jsonl(self.path)
-        kept = [record for record in records if record["step"] <= run.start_step]
-        if len(kept) < len(records):
-            write_jsonl(self.path, kept)
+        if records:
+            # Also ends a last line that a kill has cut off: the next record must not join it.
+            write_jsonl(self.path, [r for r in records if r["step"] <= run.start_step])
 
     def on_record(self, record: Record) -> None:
         """Appends one line and flushes it."""

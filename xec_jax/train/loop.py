@@ -1,5 +1,6 @@
 """The training loop, dull on purpose: batch, step, hooks; everything else stands elsewhere."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,7 +81,6 @@ def fit(
         elif state is None:
             state = trainer.fresh_state()
         run = RunInfo(
-            workdir=workdir,
             start_step=int(state.step),
             total_steps=trainer.total_steps,
             steps_per_epoch=trainer.steps_per_epoch,
@@ -116,6 +116,7 @@ class _Loop:
     pending: list[Tally] = field(default_factory=list)
     window_start: float = 0.0
     waited_s: float = 0.0
+    untimed_steps: int = 0
 
     def is_epoch_end(self, step: int) -> bool:
         """True where a validation is due."""
@@ -144,6 +145,8 @@ class _Loop:
                 self.result.state, tally = self.trainer.train_step(self.result.state, batch)
                 self.result.steps_run += 1
                 self.pending.append(tally)
+                if self.result.steps_run == 1:
+                    self.announce_compilation(tally)
                 bound_queue(self.pending)
                 call(self.hooks, "on_step", step)
                 is_stopped = bool(self.stop)
@@ -158,18 +161,26 @@ class _Loop:
                 elif is_epoch or step % config.train.save_every == 0:
                     self.save()
 
+    def announce_compilation(self, first: Tally) -> None:
+        """Waits for the first step, so that the speed of the others does not include compiling."""
+        jax.block_until_ready(first.values)
+        seconds = time.monotonic() - self.window_start
+        call(self.hooks, "on_message", f"compiled and made the first step in {seconds:.0f} s")
+        self.window_start, self.untimed_steps = time.monotonic(), 1
+
     def record(self, step: int, waited_s: float) -> None:
         """Reports the steps since the last record: the only place where the host waits."""
         means = self.trainer.task.derive(Tally.means(self.pending))
         now = time.monotonic()
         seconds = max(now - self.window_start, 1e-9)
+        n_timed, self.untimed_steps = len(self.pending) - self.untimed_steps, 0
         record = {
             "step": step,
             "split": "train",
             "epoch": step / self.run.steps_per_epoch,
             **means,
             "lr": float(self.trainer.schedule(step - 1)),
-            "events_per_s": len(self.pending) * self.run.global_batch / seconds,
+            "events_per_s": n_timed * self.run.global_batch / seconds if n_timed else math.nan,
             "data_wait": min((waited_s - self.waited_s) / seconds, 1.0),
         }
         self.pending.clear()
@@ -198,11 +209,22 @@ class _Loop:
         return next(iter(metrics.values()))["loss"]
 
     def save(self, metric: float | None = None) -> None:
-        """Saves the state, unless it is broken: it must not replace a good checkpoint."""
+        """Saves the state; a broken one must not replace a good checkpoint.
+
+        Raises:
+            DivergedError: Parameters that are not finite.
+        """
         state = self.result.state
-        if bool(_all_finite(state.params)):
-            facts = {"record": dict(self.trainer.task.record), "metric": metric}
-            self.checkpoints.save(state, facts, metric)
+        if not bool(_all_finite(state.params)):
+            raise DivergedError(
+                f"parameters are not finite after step {int(state.step)}",
+                remedy="set train.skip_nonfinite=true, or lower optim.lr; the checkpoints are from "
+                "before the failure",
+            )
+        metric = metric if metric is not None and math.isfinite(metric) else None
+        config = self.trainer.config.to_dict()
+        facts = {"config": config, "record": dict(self.trainer.task.record), "metric": metric}
+        self.checkpoints.save(state, facts, metric)
 
     def preempt(self) -> NoReturn:
         """Saves and leaves."""

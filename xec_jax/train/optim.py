@@ -22,15 +22,15 @@ def make_schedule(
     scheduler: str | None,
     steps_per_epoch: int,
     epochs: int,
-    warmup_epochs: int = 0,
+    warmup_epochs: float = 0.0,
     lr_min: float = 0.0,
     per_step: bool = False,
 ) -> Schedule:
     """Builds the learning rate as a pure function of the step, so that resume needs no state.
 
     With e the epoch (whole, or fractional if `per_step`), E `epochs` and W `warmup_epochs`:
-    e < W: lr (0.01 + 0.99 e/W); then lr_min + (lr - lr_min) (1 + cos(pi (e - W)/(E - W))) / 2
-    for `cosine`, or lr for `none`.
+    `none` is lr throughout; `cosine` is lr (0.01 + 0.99 e/W) for e < W and then
+    lr_min + (lr - lr_min) (1 + cos(pi (e - W)/(E - W))) / 2.
 
     Raises:
         ConfigError: Unknown scheduler, or a warm-up that is not shorter than the run.
@@ -47,13 +47,12 @@ def make_schedule(
     def schedule(step: ArrayLike | int) -> Array:
         epoch = jnp.asarray(step) / steps_per_epoch
         epoch = epoch if per_step else jnp.floor(epoch)
-        warmup = lr * (0.01 + 0.99 * epoch / max(warmup_epochs, 1))
         if name == "none":
-            rate = jnp.full_like(epoch, lr)
-        else:
-            progress = jnp.clip((epoch - warmup_epochs) / (epochs - warmup_epochs), 0, 1)
-            rate = lr_min + 0.5 * (lr - lr_min) * (1 + jnp.cos(jnp.pi * progress))
-        return jnp.where(epoch < warmup_epochs, warmup, rate)
+            return jnp.full_like(epoch, lr)
+        warmup = lr * (0.01 + 0.99 * epoch / (warmup_epochs or 1))
+        progress = jnp.clip((epoch - warmup_epochs) / (epochs - warmup_epochs), 0, 1)
+        cosine = lr_min + 0.5 * (lr - lr_min) * (1 + jnp.cos(jnp.pi * progress))
+        return jnp.where(epoch < warmup_epochs, warmup, cosine)
 
     return schedule
 
@@ -63,15 +62,36 @@ def make_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTran
 
     Keys: `weight_decay`; `no_decay`, regular expressions searched in parameter paths like
     `encoder/fusion/layer0/norm1/scale`; `grad_clip`, global norm, 0 disables.
+
+    Raises:
+        ConfigError: A pattern that is no regular expression.
     """
-    adamw = optax.adamw(
-        schedule,
-        weight_decay=config.weight_decay,
-        mask=lambda params: decay_mask(params, config.no_decay),
+    for pattern in config.no_decay:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(
+                f"optim.no_decay holds {pattern!r}: {error}", expected="regular expressions"
+            ) from error
+    clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip > 0 else optax.identity()
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda params: decay_mask(params, config.no_decay)
     )
-    if config.grad_clip > 0:
-        return optax.chain(optax.clip_by_global_norm(config.grad_clip), adamw)
-    return optax.chain(optax.identity(), adamw)
+    return optax.chain(clip, optax.scale_by_adam(), decay, scale_by_rate(schedule))
+
+
+def scale_by_rate(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by minus the learning rate at the training step.
+
+    optax counts updates itself, but a skipped update must not hold the schedule back, so the step
+    comes from outside, as the extra argument `step`.
+    """
+
+    def update(updates, state, params=None, *, step, **_):
+        rate = schedule(step)
+        return jax.tree.map(lambda u: -rate * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
 
 
 def parameter_path(path: Sequence) -> str:

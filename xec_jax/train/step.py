@@ -93,7 +93,9 @@ class Tally:
         ratio = np.where(weight != 0, total / np.where(weight != 0, weight, 1), np.nan)
         means = dict(zip(tallies[0].names, ratio.tolist(), strict=True))
         if tallies[0].terms:
-            means["loss"] = float(np.nansum([means[name] for name in tallies[0].terms]))
+            # Only a term without any event is left out: a NaN that counted stays a NaN.
+            counted = dict(zip(tallies[0].names, weight != 0, strict=True))
+            means["loss"] = float(sum(means[n] for n in tallies[0].terms if counted[n]))
         return means
 
 
@@ -128,6 +130,7 @@ def make_train_step(
         (state, batch) -> (state, tally). The old state's buffers are donated in jit mode.
     """
     over_devices = _psum if mode == "pmap" else lambda tree: tree
+    optimizer = optax.with_extra_args_support(tx)  # the schedule reads `step`
 
     def loss_of(params: Params, batch: Batch, key: Key, weights: dict[str, Array] | None):
         terms, metrics = loss_fn(params, batch, key)
@@ -168,11 +171,12 @@ def make_train_step(
         sums = gradient_over_micro_batches(state.params, batch, key)
         (loss, metrics), grads = over_devices(sums)
         norm = optax.tree.norm(grads)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            decay = jnp.where(state.step == 0, 0.0, ema_decay)
+            is_first = state.step == state.skipped
+            decay = jnp.where(is_first, 0.0, ema_decay)
             ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm) if skip_nonfinite else jnp.array(True)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)  # noqa: E731

@@ -39,15 +39,11 @@ class Trainer:
     def __init__(self, task: Task, config: ConfigDict, train: Source) -> None:
         self.task, self.config = task, config
         _check_spec(task, train)
+        _check_numbers(config)
         self.mesh = meshes.make_mesh(config.train.devices)
         self.mode = meshes.check_mode(config.train.parallel)
         self.accum_steps = config.train.grad_accum_steps
-        if self.accum_steps < 1 or config.data.batch_size < 1:
-            raise ConfigError(
-                f"data.batch_size is {config.data.batch_size}, "
-                f"train.grad_accum_steps is {self.accum_steps}",
-                expected="positive numbers",
-            )
+
         self.eval_size = config.data.batch_size * self.mesh.size
         self.global_batch = self.eval_size * self.accum_steps
         self.put = meshes.batch_putter(self.mesh, self.mode)
@@ -126,6 +122,28 @@ class Trainer:
                 return None
             results[name] = self.task.derive(metrics)
         return results
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    smallest = {
+        "data.batch_size": 1,
+        "data.prefetch_factor": 1,
+        "train.grad_accum_steps": 1,
+        "train.epochs": 1,
+        "train.max_steps": 0,
+        "train.save_every": 1,
+        "train.keep_last": 1,
+        "train.keep_best": 0,
+        "train.max_skipped_in_row": 1,
+        "eval.every_epochs": 1,
+        "log.every": 1,
+    }
+    for key, least in smallest.items():
+        value = config
+        for part in key.split("."):
+            value = value[part]
+        if value < least:
+            raise ConfigError(f"{key} is {value}", expected=f"a whole number from {least}")
 
 
 def _check_spec(task: Task, source: Source) -> None:

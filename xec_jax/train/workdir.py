@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,21 @@ MAY_CHANGE = (
     "train.keep_last",
     "train.keep_best",
     "train.max_skipped_in_row",
-    "data.threads",
-    "data.prefetch",
-    "data.max_ram_gb",
+    "train.devices",
+    "train.parallel",
+    "train.grad_accum_steps",
+    "data.batch_size",
+    "data.train",
+    "data.valid",
+    "data.num_threads",
+    "data.prefetch_factor",
+    "data.demo.",
 )
-"""Keys that a resumed run may change: they steer what is shown and kept, or how long to go on."""
+"""Keys that a resumed run may change: they steer what is shown and kept, how long to go on, or how
+a step is cut. What must not change with them is compared by itself: events per step, event data."""
+
+CONTENT = ("config.json", "environment.json", "metrics.jsonl", "checkpoints", "figures")
+"""What a run folder holds."""
 
 
 def open_workdir(
@@ -42,7 +53,8 @@ def open_workdir(
     Args:
         workdir: The folder.
         config: Resolved config of this start.
-        record: Facts of the task that must not change within a run.
+        record: Facts that must not change within a run: those of the task, the hash of the events,
+            the number of events per step.
         overwrite: Remove what another run left here.
 
     Returns:
@@ -53,23 +65,21 @@ def open_workdir(
         DiskError: The folder cannot be made or written.
     """
     old_path = workdir / "config.json"
-    if overwrite and old_path.exists():
-        for name in ("checkpoints", "figures"):
-            shutil.rmtree(workdir / name, ignore_errors=True)
-        for name in ("config.json", "environment.json", "metrics.jsonl"):
-            (workdir / name).unlink(missing_ok=True)
-    exists = old_path.exists()
-    if exists:
-        _refuse_other_run(workdir, from_json(old_path.read_text(), str(old_path)), config, record)
-    elif workdir.exists() and not workdir.is_dir():
-        raise DiskError(f"{workdir} is a file", expected="a folder for the run")
-    elif workdir.is_dir() and any(workdir.iterdir()) and not overwrite:
-        raise CheckpointError(
-            f"{workdir} is not empty and holds no run (no config.json)",
-            expected="a new or empty folder, or the folder of a run",
-            remedy="choose another --workdir",
-        )
     try:
+        if workdir.exists() and not workdir.is_dir():
+            raise DiskError(f"{workdir} is a file", expected="a folder for the run")
+        if overwrite and workdir.is_dir():
+            _remove_run(workdir)
+        exists = old_path.exists()
+        if exists:
+            old = from_json(old_path.read_text(), str(old_path))
+            _refuse_other_run(workdir, old, config, record)
+        elif workdir.is_dir() and any(workdir.iterdir()):
+            raise CheckpointError(
+                f"{workdir} is not empty and holds no run (no config.json)",
+                expected="a new or empty folder, or the folder of a run",
+                remedy="choose another --workdir",
+            )
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiskError(f"cannot make the run folder {workdir}: {error}") from error
@@ -78,6 +88,16 @@ def open_workdir(
     write_text(old_path, to_json(config) + "\n")
     write_text(workdir / "environment.json", json.dumps(environment(record), indent=2) + "\n")
     return exists
+
+
+def _remove_run(workdir: Path) -> None:
+    """Deletes what a run leaves in its folder, and nothing else."""
+    for name in CONTENT:
+        path = workdir / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _refuse_other_run(
@@ -100,22 +120,15 @@ def _refuse_other_run(
 
 def environment(record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what the numbers of a run may depend on besides its config."""
-    import flax
     import jax
-    import numpy as np
-    import optax
-    import orbax.checkpoint as ocp
 
     devices = jax.devices()
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "uproot")
     return {
         "xec_jax": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "optax": optax.__version__,
-        "orbax": ocp.__version__,
-        "numpy": np.__version__,
+        **{name: metadata.version(name) for name in packages},
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "record": dict(record),
     }
