@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from parity import block, load, nhwc
 
-from xec_jax.convert import from_torch
+from xec_jax.convert import fill
 from xec_jax.geometry import GraphFace, hex_edges
 from xec_jax.nets.backbone import FaceBackbone
 from xec_jax.nets.convnext import ConvNeXtBlock
@@ -23,7 +23,7 @@ GRAPHS = {
 def run(net, kind, tensors, *inputs):
     """Applies `net` with foreign weights."""
     template = jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs))["params"]
-    params = from_torch(kind, tensors, template)
+    params = fill(kind, tensors, template)
     return jax.jit(lambda p: net.apply({"params": p}, *inputs))(params)
 
 

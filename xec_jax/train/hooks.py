@@ -1,8 +1,9 @@
 """What may happen beside the loop: things that watch a run without steering it."""
 
+import contextlib
 import logging
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,51 +66,78 @@ class Hook:
         """Called when the loop ends, also after an error or a signal."""
 
 
-class Figures(Hook):
-    """Draws the task's figures from the first validation events after each validation.
+class Drawing(Hook):
+    """Base of hooks that draw: PNG after each validation, PDF once at the end.
 
     A figure that fails is reported and never ends a training.
     """
 
+    def __init__(self, workdir: Path) -> None:
+        self.folder = workdir / "figures"
+        self.figures: dict[str, Any] = {}
+
+    def draw(self, params: Params) -> Iterable[tuple[str, Any]]:
+        """Returns (file stem, figure) pairs of the present state."""
+        raise NotImplementedError
+
+    def on_validation(self, step: int, params: Params) -> None:
+        """Replaces the pictures in `workdir/figures`."""
+        with _reported():
+            self.figures = dict(self.draw(params))
+            self._save("png")
+
+    def on_end(self, step: int) -> None:
+        """Saves the last figures for print; vector graphics take seconds."""
+        with _reported():
+            self._save("pdf")
+
+    def _save(self, form: str) -> None:
+        from xec_jax.plots.style import save
+
+        for stem, figure in self.figures.items():
+            save(figure, self.folder / stem, formats=(form,))
+
+
+class Figures(Drawing):
+    """Draws the task's figures from the first validation events."""
+
     def __init__(self, task: Task, source: Source, *, events: int, workdir: Path) -> None:
-        self.task, self.workdir = task, workdir
+        super().__init__(workdir)
+        self.task = task
         events = min(events, len(source))
         self.batch = source.batch(0, size=events, shard=(0, 1), seed=0, train=False)
         positions = np.arange(events, dtype=np.int32)
         self.batch |= {"_position": positions, "_step": np.zeros(events, np.int32)}
         self.predict = None if task.predict is None else jax.jit(task.predict)
 
-    def on_validation(self, step: int, params: Params) -> None:
-        """Replaces the figures in `workdir/figures` by those of the present parameters."""
+    def draw(self, params: Params) -> Iterable[tuple[str, Any]]:
+        """Predicts and hands the arrays to the task's `figures`."""
         if self.predict is None or self.task.figures is None:
-            return
-        try:
-            from xec_jax.plots.style import save
-
-            arrays = {k: v for k, v in self.batch.items() if k in self.task.spec or k[0] == "_"}
-            predicted = jax.device_get(self.predict(params, arrays))
-            for stem, figure in self.task.figures({**self.batch, **predicted}):
-                save(figure, self.workdir / "figures" / stem)
-        except Exception:
-            log.warning("a figure failed:\n%s", traceback.format_exc())
+            return ()
+        arrays = {k: v for k, v in self.batch.items() if k in self.task.spec or k[0] == "_"}
+        return self.task.figures({**self.batch, **jax.device_get(self.predict(params, arrays))})
 
 
-class TrainingCurves(Hook):
-    """Draws loss, learning rate and speed of the whole run after each validation."""
+class TrainingCurves(Drawing):
+    """Draws loss, learning rate and speed of the whole run."""
 
     def __init__(self, workdir: Path) -> None:
-        self.workdir = workdir
+        super().__init__(workdir)
+        self.records = workdir / "metrics.jsonl"
 
-    def on_validation(self, step: int, params: Params) -> None:
-        """Replaces `figures/training_curves`."""
-        try:
-            from xec_jax.plots.curves import training_curves
-            from xec_jax.plots.style import save
+    def draw(self, params: Params) -> Iterable[tuple[str, Any]]:
+        """Reads the record of the run."""
+        from xec_jax.plots.curves import training_curves
 
-            records = read_jsonl(self.workdir / "metrics.jsonl")
-            save(training_curves(records), self.workdir / "figures" / "training_curves")
-        except Exception:
-            log.warning("a figure failed:\n%s", traceback.format_exc())
+        yield "training_curves", training_curves(read_jsonl(self.records))
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        log.warning("a figure failed:\n%s", traceback.format_exc())
 
 
 def call(hooks: Sequence[Hook], name: str, *args: Any) -> None:
