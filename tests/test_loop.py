@@ -1,5 +1,6 @@
 """The loop's promises: determinism, resume without a trace, records, best checkpoint, stopping."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,7 +10,7 @@ import toy
 
 from xec_jax.errors import CheckpointError, DiskError, DivergedError, Preempted
 from xec_jax.train.checkpoint import Checkpoints
-from xec_jax.train.hooks import Hook, RunInfo
+from xec_jax.train.hooks import Figures, Hook, RunInfo, TrainingCurves
 from xec_jax.train.loggers import ConsoleLogger, JsonlLogger
 from xec_jax.train.loop import fit
 from xec_jax.train.mesh import make_mesh, replicated
@@ -248,3 +249,34 @@ def test_console_shows_a_bar_or_lines(tmp_path, capsys):
     assert "valid: loss" in out
     train(tmp_path / "bar", hooks=[ConsoleLogger(bar=True)])
     assert "step 20/20" in capsys.readouterr().out
+
+
+def test_a_figure_that_fails_does_not_end_the_run(tmp_path, caplog):
+    def broken(arrays):
+        raise ValueError("no ink")
+
+    task = dataclasses.replace(
+        toy.task(), predict=lambda params, batch: {"y": batch["x"]}, figures=broken
+    )
+    source = toy.sources()[1]["valid"]
+    hook = Figures(task, source, events=99, workdir=tmp_path / "run")
+    assert len(hook.batch["x"]) == len(source), "no more than there are"
+    result = train(tmp_path / "run", hooks=[hook], task=task)
+    assert int(result.state.step) == STEPS
+    assert "no ink" in caplog.text
+
+
+def test_figures_are_pictures_first_and_print_at_the_end(tmp_path):
+    curves = TrainingCurves(tmp_path / "run")
+    folder = tmp_path / "run" / "figures"
+
+    class Look(Hook):
+        def on_step(self, step):
+            if step == 7:
+                seen.update(path.name for path in folder.iterdir())
+
+    seen = set()
+    train(tmp_path / "run", hooks=[curves, Look()])
+    assert seen == {"training_curves.png"}
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"training_curves.png", "training_curves.pdf"}

@@ -8,6 +8,7 @@ import pytest
 import toy
 
 from xec_jax import config as configs
+from xec_jax.losses import ratio
 from xec_jax.tasks.base import example_batch, make_task
 from xec_jax.train.mesh import batch_putter, make_mesh, replicated
 from xec_jax.train.step import Tally, init_state, make_eval_step, make_train_step
@@ -81,7 +82,7 @@ def test_mean_of_device_means_would_be_wrong():
 
     def loss(params, part):
         terms, _ = task.loss(params, part, key)
-        return sum(term.total / term.weight for term in terms.values())
+        return sum(ratio(term) for term in terms.values())
 
     whole = jax.grad(loss)(params, batch)
     parts = [{k: v[i:j] for k, v in batch.items()} for i, j in ((0, 4), (4, 11))]
