@@ -8,7 +8,8 @@ Data: ROOT files with the branches `npho` (photons) and `relative_time` (s), [47
 Without a path the same command trains on a small simulated sample, with the settings under
 `data.demo.set` in place of those below, so that two CPU cores finish in minutes.
 
-Variants: `default`; `tiny`, a small network for tests and first steps (seconds on a CPU);
+Variants: `default`; `tiny`, a small network that shows that everything works and, in its 24 steps,
+learns next to nothing;
 `gh200`, large batches in bfloat16 with pmap over all GPUs of a node.
 """
 
@@ -121,6 +122,9 @@ def get_config(variant: str = "default") -> ConfigDict:
         c.data.demo.events = 64
         c.data.demo.valid_events = 32
         c.data.demo.set.log.every = 4
+        c.data.batch_size = 8
+        c.train.grad_accum_steps = 1
+        c.optim.warmup_epochs = 0.2
         c.eval.figure_events = 1
     elif variant == "gh200":
         c.data.batch_size = 2048  # events per GPU

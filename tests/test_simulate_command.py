@@ -228,3 +228,19 @@ def test_cache_that_cannot_be_written(tmp_path):
         simulate.cached_sample("lxe", 2, seed=1, cache_dir=tmp_path / "file" / "cache")
     with pytest.raises(ConfigError, match="not available"):
         simulate.cached_sample("rain", 2, seed=1, cache_dir=tmp_path)
+
+
+def test_a_sample_made_again_is_the_same_data(tmp_path):
+    """A demonstration goes on although its cache was lost or moved."""
+    from xec_jax.data.root import RootSource
+
+    found = []
+    for name in ("a", "b"):
+        folder = simulate.cached_sample("lxe", 6, seed=3, cache_dir=tmp_path / name)
+        source = RootSource(folder)
+        found.append(source.fingerprint)
+        source.close()
+    assert found[0] == found[1]
+    other = RootSource(simulate.cached_sample("lxe", 6, seed=4, cache_dir=tmp_path / "a"))
+    assert other.fingerprint != found[0]
+    other.close()

@@ -112,7 +112,10 @@ def _parse(text: str, old: Any) -> Any:
             return text
         return tuple(value) if isinstance(value, list) else value
     literals = {"none": None, "true": True, "false": False}
-    value = literals[text.lower()] if text.lower() in literals else ast.literal_eval(text)
+    try:
+        value = literals[text.lower()] if text.lower() in literals else ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise TypeError(f"{text} is no {type(old).__name__}") from error
     if isinstance(value, bool) or (value is None and old is not None):
         raise TypeError(f"{text} is no {type(old).__name__}")
     return tuple(value) if isinstance(value, list) else value

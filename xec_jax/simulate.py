@@ -87,7 +87,9 @@ def write_sample(
     bounds = [events * number // files for number in range(files + 1)]
     with _progress(events) as advance:
         for path, start, stop in zip(paths, bounds, bounds[1:], strict=False):
-            write_tree(path, advance(generate(start, stop)))
+            # Made again, the file is recognized as the same data.
+            identity = f"{path.name} {json.dumps(record, sort_keys=True)}"
+            write_tree(path, advance(generate(start, stop)), identity=identity)
     return paths
 
 

@@ -94,7 +94,7 @@ class RootSource:
         for key, name in branches.items():
             stored, wanted = columns[name][1], self.spec[key][1]
             if stored != wanted:
-                logger.info("branch %r: %s in the files, %s in batches", name, stored, wanted)
+                logger.debug("branch %r: %s in the files, %s in batches", name, stored, wanted)
         self.window = self._fit(max(1, shuffle_buffer), max_ram_gb)
         smallest = max(1, min(smallest_read, self.window // 4))
         self._chunks = np.array(self.manifest.chunks(smallest=smallest, largest=self.window))

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -22,6 +23,7 @@ def write_tree(
     *,
     tree: str = "tree",
     compression: Compression = "zstd",
+    identity: str | None = None,
 ) -> int:
     """Writes one tree; an existing file is replaced once the new one is complete.
 
@@ -35,6 +37,8 @@ def write_tree(
         tree: Name of the tree.
         compression: `zstd` (ROOT 6.20 or newer) stores simulated events in 50 kB, as small as
             `zlib`, and writes nine times faster.
+        identity: Text that the file's UUID is made from, for content that can be made again;
+            random if not given.
 
     Returns:
         Number of entries written.
@@ -45,6 +49,10 @@ def write_tree(
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def make_uuid() -> uuid.UUID:
+        return uuid.uuid5(uuid.NAMESPACE_OID, identity) if identity else uuid.uuid1()
+
     codec = {
         "zstd": uproot.ZSTD(1),
         "lz4": uproot.LZ4(1),
@@ -57,7 +65,7 @@ def write_tree(
         stream = temporary.open("w+b")  # uproot would take a colon in the path for a tree
     try:
         with disk_errors(path):
-            file = uproot.recreate(stream, compression=codec)
+            file = uproot.recreate(stream, compression=codec, uuid_function=make_uuid)
         for chunk in chunks:
             found = _layout(chunk, path)
             if layout is None:

@@ -312,7 +312,8 @@ def derive(metrics: Mapping[str, float]) -> dict[str, float]:
             derived[f"rmse_{part}"] = derived.pop(name) ** 0.5
             derived[f"r2_{part}"] = 1 - metrics[name] / max(square - mean**2, 1e-12)
     terms = {n: v for n, v in metrics.items() if n.startswith("loss_") and np.isfinite(v)}
-    for part in {name.split("_", 1)[1].rsplit("_", 1)[0] for name in terms} | set(CHANNELS):
+    faces = dict.fromkeys(name.split("_", 1)[1].rsplit("_", 1)[0] for name in terms)
+    for part in (*faces, *CHANNELS):
         inside = [
             value
             for name, value in terms.items()

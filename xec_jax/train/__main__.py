@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   python -m xec_jax.train --config configs/mae.py                      simulated demo
   python -m xec_jax.train --config configs/mae.py --config.data.train='/data/*.root'
-  python -m xec_jax.train --config configs/mae.py:tiny                 seconds, to try things
+  python -m xec_jax.train --config configs/mae.py:tiny                 a minute, to try things
   python -m xec_jax.train --config configs/mae.py --config.optim.lr=1e-4 --workdir runs/lr1e-4
 
 Every key of the config file can be set as --config.group.key=value. The same command in the
@@ -132,7 +132,14 @@ def train(
             print(f"dry run: config and data are fine, loss of the first step {loss:.4g}")
             return 0
         trainer.state_shapes()  # traces the network: values that do not fit show now
-        data = {name: opened.fingerprint for name, opened in {"train": source, **valid}.items()}
+        if trainer.global_batch > len(source):
+            print(
+                f"WARNING: a step takes {trainer.global_batch} events, there are {len(source)}: "
+                "batches are mostly padding; lower data.batch_size or train.grad_accum_steps"
+            )
+        data = {
+            name: opened.fingerprint[:16] for name, opened in {"train": source, **valid}.items()
+        }
         record = {**task.record, "events": data, "events_per_step": trainer.global_batch}
         resumed = open_workdir(workdir, config, record=record, overwrite=overwrite)
         hooks: list[Hook] = [

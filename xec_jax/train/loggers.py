@@ -75,6 +75,8 @@ class ConsoleLogger(Hook):
 
     def on_step(self, step: int) -> None:
         """Moves the bar."""
+        if step == self.first + 1:
+            self.began = time.monotonic()  # the time left does not count compiling
         if self.progress:
             self.progress.update(self.task, completed=step)
 
@@ -83,11 +85,12 @@ class ConsoleLogger(Hook):
         step = record["step"]
         if record["split"] == "train":
             rate = record.get("events_per_s", math.nan)
-            line = f"loss {record['loss']:.4f}  {rate:.4g} events/s"
+            speed = f"{rate:.4g}" if math.isfinite(rate) else "-"
+            line = f"loss {record['loss']:.4f}  {speed} events/s"
             if self.progress:
                 self.progress.update(self.task, line=line)
             else:
-                done = max(step - self.first, 1)
+                done = max(step - self.first - 1, 1)
                 left = (time.monotonic() - self.began) / done * (self.total - step)
                 clock = f"{int(left // 60)}:{int(left % 60):02d}"
                 self.on_message(

@@ -42,6 +42,7 @@ def make_schedule(
         raise ConfigError(
             f"optim.warmup_epochs is {warmup_epochs} in a run of {epochs} epochs",
             expected="0 <= warmup_epochs < train.epochs",
+            remedy="set optim.warmup_epochs below train.epochs, 0 for none",
         )
 
     def schedule(step: ArrayLike | int) -> Array:

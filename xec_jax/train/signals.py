@@ -1,5 +1,6 @@
 """Stopping a run from outside without losing it."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Self
@@ -33,3 +34,5 @@ class StopFlag:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+        # Not print: a handler may interrupt one.
+        os.write(2, f"\n{self.signal}: saving after this step, then leaving\n".encode())

@@ -109,6 +109,8 @@ def _refuse_other_run(
         before = json.loads(path.read_text()).get("record", {})
         now = json.loads(json.dumps(dict(record)))
         changed |= {k: (before.get(k), now.get(k)) for k in now if before.get(k) != now.get(k)}
+        if "events" in changed:
+            changed["events (hash of the data files)"] = changed.pop("events")
     if changed:
         lines = "".join(f"\n    {key}: {a!r} there, {b!r} now" for key, (a, b) in changed.items())
         raise CheckpointError(
