@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_train_command import ROOT, caches, run  # noqa: F401
+from commands import ROOT, run
 
 from xec_jax import config as configs
 from xec_jax.tasks.base import make_task
@@ -22,7 +22,7 @@ def test_variant_makes_a_task(name, variant):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tiny_trains_and_continues(name, caches, tmp_path):  # noqa: F811
+def test_tiny_trains_and_continues(name, caches, tmp_path):
     command = ["--config", ROOT / "configs" / f"{name}:tiny", "--workdir", tmp_path / "run"]
     code, out, err = run(caches, *command, cwd=tmp_path)
     assert code == 0, err

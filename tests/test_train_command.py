@@ -1,33 +1,17 @@
 """`python -m xec_jax.train` as a user meets it: foreign files, wrong input, kills, other runs."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import uproot
+from commands import ROOT, run, start
 
 from xec_jax import config as configs
 from xec_jax.train.records import read_jsonl
 
-ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "mae.py:tiny")
-
-
-@pytest.fixture(scope="session")
-def caches(tmp_path_factory):
-    """Compiled programs and simulated samples, shared by the commands of this session."""
-    folder = tmp_path_factory.mktemp("caches")
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "XEC_JAX_CACHE": str(folder / "samples"),
-        "XLA_FLAGS": "",
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 @pytest.fixture(scope="session")
@@ -53,19 +37,6 @@ def foreign(tmp_path_factory):
                 }
             )
     return path
-
-
-def start(caches, *arguments, **options):
-    command = [sys.executable, "-m", "xec_jax.train", *map(str, arguments)]
-    environment = {**os.environ, **caches, "PYTHONPATH": str(ROOT)}
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipe, **options)
-
-
-def run(caches, *arguments, **options):
-    process = start(caches, *arguments, **options)
-    out, err = process.communicate(timeout=600)
-    return process.returncode, out, err
 
 
 def parameters(workdir):

@@ -1,0 +1,21 @@
+"""Starting the project's commands as a user would, in a process of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(caches, *arguments, **options):
+    command = [sys.executable, "-m", "xec_jax.train", *map(str, arguments)]
+    environment = {**os.environ, **caches, "PYTHONPATH": str(ROOT)}
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipe, **options)
+
+
+def run(caches, *arguments, **options):
+    process = start(caches, *arguments, **options)
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
