@@ -90,6 +90,7 @@ def fit(
         )
         stop = StopFlag() if stop is None else stop
         loop = _Loop(trainer, run, FitResult(state), valid, checkpoints, hooks, stop)
+        del state  # the loop replaces its own; a name here would keep the first one in memory
         call(hooks, "on_start", run)
         try:
             if valid and not is_validated and loop.is_epoch_end(run.start_step):
