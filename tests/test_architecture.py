@@ -14,6 +14,7 @@ LEVELS = {
     "types": 0,
     "errors": 0,
     "config": 1.0,
+    "defaults": 1.05,
     "geometry": 1.1,
     "kinematics": 1.2,
     "transforms": 1.3,
@@ -22,6 +23,7 @@ LEVELS = {
     **dict.fromkeys(["nets", "data", "sim", "baselines"], 2),
     "plots": 2,  # figures from arrays: knows the geometry, nothing above
     "tasks": 3,
+    "torch_weights": 3.5,
     "train": 4,
     **dict.fromkeys(["snpe", "export", "predict", "evaluate", "convert", "simulate"], 5),
 }

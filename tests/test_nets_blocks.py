@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from parity import block, load, nhwc
 
-from xec_jax.convert import fill
 from xec_jax.geometry import GraphFace, hex_edges
 from xec_jax.nets.backbone import FaceBackbone
 from xec_jax.nets.convnext import ConvNeXtBlock
 from xec_jax.nets.fusion import FusionTransformer
 from xec_jax.nets.hexgraph import HexDepthwise, HexEncoder, HexNeXtBlock
 from xec_jax.nets.mae import GridDecoder, HexDecoder
+from xec_jax.torch_weights import fill
 
 GRAPHS = {
     name: GraphFace("top", np.arange(73, dtype=np.int32), hex_edges(geometry))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from parity import load, nhwc, weights
 
-from xec_jax import convert
+from xec_jax import torch_weights
 from xec_jax.errors import ConfigError
 from xec_jax.geometry import make_detector
 from xec_jax.nets.encoder import XecEncoder
@@ -48,7 +48,7 @@ def state(name, model, fill):
 def test_autoencoder(name, model, fill):
     want = load(f"{name}_{model}.npz")
     net = MaskedAutoencoder(XecEncoder(detector(name, model).faces))
-    params = convert.fill("mae", state(name, model, fill), template(net))
+    params = torch_weights.fill("mae", state(name, model, fill), template(net))
     for hidden, prefix in ((HIDDEN, "recon_"), (None, "recon_nofcmae_")):
         apply = jax.jit(lambda p, x, h=hidden: net.apply({"params": p}, x, h))
         faces = apply(params, ARRAYS["xmasked65"])
@@ -92,7 +92,7 @@ def test_encoder(name, model, fill):
     want = load(f"{name}_{model}.npz")
     net = XecEncoder(detector(name, model).faces)
     tensors = state(name, model.replace("tokens", "regressor"), fill)
-    params = convert.fill("regressor", tensors, {"encoder": template(net)})["encoder"]
+    params = torch_weights.fill("regressor", tensors, {"encoder": template(net)})["encoder"]
     for prefix, x, hidden in (("", ARRAYS["x"], None), ("m_", ARRAYS["xmasked65"], HIDDEN)):
         got = jax.jit(lambda p, x, h=hidden: taps(net, p, x, h))(params, x)
         atol = 5e-6 if fill == "A" else 5e-5 if prefix else 2e-5

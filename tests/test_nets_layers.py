@@ -7,7 +7,6 @@ import pytest
 from jax import lax
 from parity import load, nhwc
 
-from xec_jax.convert import LAYOUTS
 from xec_jax.nets.depthwise import depthwise, grouped_convolution
 from xec_jax.nets.layers import (
     GRN,
@@ -21,6 +20,7 @@ from xec_jax.nets.layers import (
     resize,
     resize_mask,
 )
+from xec_jax.torch_weights import LAYOUTS
 
 
 def normal(seed, *shape):

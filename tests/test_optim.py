@@ -8,7 +8,7 @@ import pytest
 import toy
 
 from xec_jax.errors import ConfigError
-from xec_jax.train.optim import decay_mask, make_optimizer, make_schedule
+from xec_jax.train.optim import make_optimizer, make_schedule, unmatched
 
 LR, LOW, PER_EPOCH, EPOCHS, WARMUP = 2.5e-4, 1e-6, 10, 20, 3
 
@@ -62,9 +62,9 @@ def test_bad_schedules(options, message):
         make_schedule(LR, steps_per_epoch=PER_EPOCH, epochs=EPOCHS, **options)
 
 
-def test_decay_mask_reads_paths():
+def test_patterns_read_paths():
     params = {"encoder": {"norm": {"scale": 1, "bias": 2}, "dense": {"kernel": 3}}}
-    assert decay_mask(params, ("norm/", r"bias$")) == {
+    assert unmatched(params, ("norm/", r"bias$")) == {
         "encoder": {"norm": {"scale": False, "bias": False}, "dense": {"kernel": True}}
     }
 

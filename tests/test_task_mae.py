@@ -10,10 +10,10 @@ import pytest
 from parity import GOLDEN, load, weights
 
 from xec_jax import config as configs
-from xec_jax.convert import from_torch
 from xec_jax.errors import ConfigError
 from xec_jax.tasks import mae
 from xec_jax.tasks.base import example_batch, make_task
+from xec_jax.torch_weights import from_torch
 from xec_jax.train.step import Tally
 
 LOSSES = json.loads((GOLDEN / "mae_losses.json").read_text())

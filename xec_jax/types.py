@@ -40,4 +40,5 @@ Metrics = dict[str, Mean]
 LossFn = Callable[[Params, Batch, Key], tuple[Terms, Metrics]]
 """Loss terms and metrics. The loss is the sum over terms of total / weight over the whole batch."""
 
-PredictFn = Callable[[Params, Batch], dict[str, Array]]
+PredictFn = Callable[..., dict[str, Array]]
+"""(params, batch, key=None) -> arrays with a leading event axis."""

@@ -1,6 +1,6 @@
 """From the `data` group of a config to sources."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -9,12 +9,21 @@ from xec_jax.data.source import Source
 from xec_jax.errors import ConfigError
 
 
-def open_source(config: ConfigDict, path: str | Sequence[str], *, shuffle: bool) -> Source:
+def open_source(
+    config: ConfigDict,
+    path: str | Sequence[str],
+    *,
+    wanted: Collection[str] = ("npho", "time"),
+    shuffle: bool = False,
+) -> Source:
     """Opens the files behind a path; all of them are looked at now, none is read.
 
     Args:
         config: The `data` group.
         path: File, folder, glob, or a list of these.
+        wanted: What the experiment reads, the keys of its spec. `npho` and `time` stand for
+            `npho_branch` and `time_branch`, other names for the branches of that name; those of
+            `extra_branches` come along.
         shuffle: Whether training batches come in a seeded random order.
 
     Raises:
@@ -23,12 +32,13 @@ def open_source(config: ConfigDict, path: str | Sequence[str], *, shuffle: bool)
     """
     if config.source != "root":
         raise ConfigError(f"data.source is {config.source!r}", expected="root")
+    branches = [name for name in wanted if name not in ("npho", "time")]
     return RootSource(
         path,
         tree=config.tree_name,
         npho_branch=config.npho_branch,
-        time_branch=config.time_branch,
-        extra=tuple(config.extra_branches),
+        time_branch=config.time_branch if "time" in wanted else None,
+        extra=tuple(dict.fromkeys([*branches, *config.extra_branches])),
         shuffle=shuffle and config.shuffle,
         shuffle_buffer=config.shuffle_buffer,
         max_ram_gb=config.max_ram_gb,
@@ -36,8 +46,10 @@ def open_source(config: ConfigDict, path: str | Sequence[str], *, shuffle: bool)
     )
 
 
-def open_sources(config: ConfigDict) -> tuple[Source, Mapping[str, Source]]:
-    """Opens training and validation events.
+def open_sources(
+    config: ConfigDict, wanted: Collection[str] = ("npho", "time")
+) -> tuple[Source, Mapping[str, Source]]:
+    """Opens training and validation events; arguments as in `open_source`.
 
     Returns:
         The training source, and {"valid": source} or nothing where `valid` is None.
@@ -46,7 +58,7 @@ def open_sources(config: ConfigDict) -> tuple[Source, Mapping[str, Source]]:
         ConfigError: Unknown kind of source.
         DataError: A file that cannot be used, or none at all.
     """
-    train = open_source(config, config.train, shuffle=True)
+    train = open_source(config, config.train, wanted=wanted, shuffle=True)
     if config.valid is None:
         return train, {}
-    return train, {"valid": open_source(config, config.valid, shuffle=False)}
+    return train, {"valid": open_source(config, config.valid, wanted=wanted)}

@@ -38,7 +38,7 @@ class RootSource:
         path: File, folder, glob, or a list of these; see `resolve_paths`.
         tree: Name of the tree in every file.
         npho_branch: Branch behind `npho`.
-        time_branch: Branch behind `time`.
+        time_branch: Branch behind `time`; None for files without times, and no such key.
         extra: Further branches with the shape of one event, or their names alone. A branch that
             no file has is left out of `spec`.
         n_sensors: Number of photosensors.
@@ -64,7 +64,7 @@ class RootSource:
         *,
         tree: str = "tree",
         npho_branch: str = "npho",
-        time_branch: str = "relative_time",
+        time_branch: str | None = "relative_time",
         extra: Mapping[str, tuple[int, ...] | None] | Collection[str] = (),
         n_sensors: int = 4760,
         shuffle: bool = True,
@@ -80,10 +80,10 @@ class RootSource:
                 expected="branches besides npho, time and weight",
                 remedy="leave them out, or choose them as npho_branch or time_branch",
             )
-        sensors = dict.fromkeys((npho_branch, time_branch), (n_sensors,))
+        branches = {"npho": npho_branch} | ({"time": time_branch} if time_branch else {})
+        sensors = dict.fromkeys(branches.values(), (n_sensors,))
         self.manifest = build_manifest(resolve_paths(path), tree, sensors, extra)
         columns = self.manifest.columns
-        branches = {"npho": npho_branch, "time": time_branch}
         branches |= {name: name for name in extra if name in columns}
         if absent := [name for name in extra if name not in columns]:
             logger.warning("%s: no branch %s; batches come without it", path, ", ".join(absent))

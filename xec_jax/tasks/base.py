@@ -5,6 +5,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from xec_jax.errors import ConfigError
 from xec_jax.types import Batch, Key, LossFn, Params, PredictFn
 
 Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+SHARED = ("base", "calorimeter")
+"""Files of this folder that are no experiments."""
+
 Figures = Callable[[Mapping[str, np.ndarray]], Iterable[tuple[str, Any]]]
 
 
@@ -32,11 +36,13 @@ class Task:
         loss: (params, batch, key) -> loss terms and metrics, both as sums with weights.
         evaluate: Like `loss`, without dropout; deterministic in its arguments.
         derive: Metrics after their division -> metrics to report (roots, ratios of metrics).
-        predict: (params, batch) -> arrays with a leading event axis.
+        predict: (params, batch, key or None) -> arrays with a leading event axis. With a key,
+            dropout is active: one draw of a Monte-Carlo estimate of the uncertainty.
         figures: predictions of some events -> (file stem, matplotlib figure) pairs.
         units: Metric name -> unit, for tables and axis labels.
-        record: Facts stored with every checkpoint and compared at resume (geometry fingerprint,
-            normalization).
+        record: Facts stored with every checkpoint and compared at resume and hand-over (geometry
+            fingerprint, normalization).
+        frozen: Regular expressions; parameters whose path one of them finds are not trained.
     """
 
     name: str
@@ -49,6 +55,7 @@ class Task:
     figures: Figures | None = None
     units: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -57,10 +64,28 @@ def make_task(config: ConfigDict) -> Task:
     Raises:
         ConfigError: No such task, or the task refuses the config.
     """
-    known = [m.name for m in pkgutil.iter_modules(xec_jax.tasks.__path__) if m.name != "base"]
-    if config.task not in known or not TASK_NAME.match(config.task):
-        raise ConfigError(f"task is {config.task!r}", expected=nearest(config.task, known))
-    return importlib.import_module(f"xec_jax.tasks.{config.task}").make_task(config)
+    return _experiment(config.task).make_task(config)
+
+
+def prepare(config: ConfigDict) -> ConfigDict:
+    """Completes a config with numbers that come from the training data.
+
+    An experiment may define `prepare(config) -> config`. What it fills in is saved with the run
+    and is part of its identity, so it must depend on nothing but the config and the events.
+
+    Raises:
+        ConfigError: No such task, or the task refuses the config.
+        DataError: Files that cannot be read.
+    """
+    complete = getattr(_experiment(config.task), "prepare", None)
+    return config if complete is None else complete(config)
+
+
+def _experiment(name: str) -> ModuleType:
+    known = [m.name for m in pkgutil.iter_modules(xec_jax.tasks.__path__) if m.name not in SHARED]
+    if name not in known or not TASK_NAME.match(name):
+        raise ConfigError(f"task is {name!r}", expected=nearest(name, known))
+    return importlib.import_module(f"xec_jax.tasks.{name}")
 
 
 def example_batch(spec: Spec, size: int) -> dict[str, np.ndarray]:

@@ -18,9 +18,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xec_jax.errors import ConfigError
-from xec_jax.geometry import FACES, Detector, make_detector
+from xec_jax.geometry import FACES, Detector
 from xec_jax.losses import make_loss, mean_loss, mean_of
-from xec_jax.nets.encoder import XecEncoder
 from xec_jax.nets.faces import (
     CHANNELS,
     face_input,
@@ -31,23 +30,13 @@ from xec_jax.nets.faces import (
 )
 from xec_jax.nets.mae import MaskedAutoencoder
 from xec_jax.nets.masking import event_noise, hide_sensors
+from xec_jax.tasks import calorimeter
 from xec_jax.tasks.base import Task
+from xec_jax.tasks.calorimeter import detector_of, dropout_key, encode, encoder_of, transform_of
 from xec_jax.transforms import SensorTransform
 from xec_jax.types import Array, Batch, Key, Mean, Metrics, Params, Terms
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 UNITS = {"mae_photons": "photons", "mae_time_ns": "ns"}
-
-
-def detector_of(config: ConfigDict) -> Detector:
-    """Builds the detector that the `model` group asks for."""
-    model = config.model
-    return make_detector(model.geometry, model.outer_mode, model.outer_fine_pool, model.outer_mask)
-
-
-def transform_of(config: ConfigDict) -> SensorTransform:
-    """Builds the input transform that the `data` group asks for."""
-    return SensorTransform(**config.data.normalization.to_dict())
 
 
 def check(config: ConfigDict) -> None:
@@ -56,47 +45,24 @@ def check(config: ConfigDict) -> None:
     Raises:
         ConfigError: A value out of its range.
     """
+    calorimeter.check(config)
+    calorimeter.check_channels(config)
     ratio = config.model.mask_ratio
     if not 0 < ratio < 1:
         raise ConfigError(f"model.mask_ratio is {ratio}", expected="a share inside (0, 1)")
-    if config.train.precision not in DTYPES:
-        raise ConfigError(
-            f"train.precision is {config.train.precision!r}", expected=" or ".join(DTYPES)
-        )
     if config.model.maskable not in CHANNELS:
         found = f"model.maskable is {config.model.maskable!r}"
         raise ConfigError(found, expected=" or ".join(CHANNELS))
-    if "relative" in config.data.npho_branch and config.train.npho_threshold > 1:
-        raise ConfigError(
-            f"train.npho_threshold is {config.train.npho_threshold} photons, but "
-            f"{config.data.npho_branch} holds fractions: no time would ever count",
-            expected="a threshold in the unit of data.npho_branch",
-            remedy="data.npho_branch=npho, or train.npho_threshold below 1 and the legacy scale",
-        )
-    for key in ("encoder_dim", "decoder_dim", "num_heads", "num_fusion_layers"):
-        if config.model[key] < 1:
-            raise ConfigError(f"model.{key} is {config.model[key]}", expected="a positive number")
-    channels = tuple(config.model.predict_channels)
-    if channels not in (CHANNELS, CHANNELS[:1]):
-        found = f"model.predict_channels is {channels}"
-        raise ConfigError(found, expected="('npho', 'time') or ('npho',)")
+    if config.model.decoder_dim < 1:
+        found = f"model.decoder_dim is {config.model.decoder_dim}"
+        raise ConfigError(found, expected="a positive number")
 
 
 def make_network(config: ConfigDict) -> MaskedAutoencoder:
     """Builds the network that the `model` group describes."""
-    model = config.model
-    encoder = XecEncoder(
-        detector_of(config).faces,
-        dim=model.encoder_dim,
-        n_layers=model.num_fusion_layers,
-        n_heads=model.num_heads,
-        dropout=model.dropout,
-        drop_path=model.drop_path_rate,
-        sentinel_time=transform_of(config).sentinel_time,
-        dtype=DTYPES[config.train.precision],
-    )
-    channels = tuple(model.predict_channels)
-    return MaskedAutoencoder(encoder, model.decoder_dim, predict_channels=channels)
+    channels = tuple(config.model.predict_channels)
+    encoder = encoder_of(config)
+    return MaskedAutoencoder(encoder, config.model.decoder_dim, predict_channels=channels)
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -110,7 +76,7 @@ def make_task(config: ConfigDict) -> Task:
     experiment = _Experiment(detector, transform, make_network(config), config)
     return Task(
         name="mae",
-        spec={name: ((detector.n_sensors,), np.dtype(np.float32)) for name in ("npho", "time")},
+        spec=calorimeter.sensor_spec(config, detector),
         init=experiment.init,
         loss=experiment.loss,
         evaluate=experiment.evaluate,
@@ -118,11 +84,7 @@ def make_task(config: ConfigDict) -> Task:
         predict=experiment.predict,
         figures=experiment.figures,
         units=UNITS,
-        record={
-            "geometry": detector.fingerprint(),
-            "detector": detector.variant,
-            "normalization": transform.as_dict(),
-        },
+        record=calorimeter.record_of(config),
     )
 
 
@@ -151,7 +113,7 @@ class _Experiment:
             x (b s 2) as measured, valid bool (b s 2), hidden bool (b s), a subset of the
             sensors whose `maskable` channel is valid.
         """
-        x, valid = self.transform.encode(batch["npho"], batch["time"])
+        x, valid = encode(self.transform, batch)
         maskable = valid[..., CHANNELS.index(self.model.maskable)]
         # A key per event, folded with its place in the global batch: however the batch is cut
         # over devices and micro-batches, an event gets the same mask.
@@ -182,9 +144,7 @@ class _Experiment:
 
     def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
         x, valid, hidden = self.hide(batch, key)
-        # Dropout alone may depend on the cut of the batch: each part folds in its first event.
-        dropout = jax.random.fold_in(jax.random.fold_in(key, 1), batch["_position"][0])
-        faces = self.reconstruct(params, x, valid, hidden, dropout)
+        faces = self.reconstruct(params, x, valid, hidden, dropout_key(key, batch))
         return self.terms(faces, batch, x, valid, hidden), self.counts(batch, valid, hidden)
 
     def terms(
@@ -267,10 +227,11 @@ class _Experiment:
         known = np.isin(np.arange(n), np.concatenate([owned_sensors(face) for face in shown]))
         return values, known
 
-    def predict(self, params: Params, batch: Batch) -> dict[str, Array]:
+    def predict(self, params: Params, batch: Batch, key: Key | None = None) -> dict[str, Array]:
         """Hides with a fixed seed and reconstructs, in photons and seconds."""
         x, valid, hidden = self.hide(batch, jax.random.PRNGKey(0))
-        predicted, known = self.per_sensor(self.reconstruct(params, x, valid, hidden))
+        dropout = None if key is None else dropout_key(key, batch)
+        predicted, known = self.per_sensor(self.reconstruct(params, x, valid, hidden, dropout))
         inverse: list[Callable] = [self.transform.npho_inverse, self.transform.time_inverse]
         physical = [inverse[i](predicted[..., i]) for i in range(predicted.shape[-1])]
         physical += [jnp.full_like(physical[0], jnp.nan)] * (2 - len(physical))
@@ -283,7 +244,8 @@ class _Experiment:
         from xec_jax.plots.reconstruction import reconstruction_figure
 
         for k in range(len(arrays["hidden"])):
-            truth = np.stack([arrays["npho"][k], arrays["time"][k]], -1)
+            npho = arrays["npho"][k]
+            truth = np.stack([npho, arrays["time"][k] if "time" in arrays else npho * np.nan], -1)
             hidden = arrays["hidden"][k]
             figure = reconstruction_figure(
                 self.detector,

@@ -105,10 +105,12 @@ def train(
     Whatever can be wrong with config and data is found before the run folder is touched.
     """
     from xec_jax.data.open import open_sources
-    from xec_jax.tasks.base import make_task
+    from xec_jax.tasks.base import make_task, prepare
 
+    config = prepare(config)
+    task = make_task(config)
     with contextlib.ExitStack() as stack:
-        source, valid = open_sources(config.data)
+        source, valid = open_sources(config.data, task.spec)
         for opened in (source, *valid.values()):
             stack.callback(opened.close)
             opened.batch(0, size=1, train=False)  # finds unreadable files now
@@ -121,14 +123,19 @@ def train(
         from xec_jax.train.hooks import Figures, Hook, TrainingCurves
         from xec_jax.train.loggers import ConsoleLogger, JsonlLogger
         from xec_jax.train.loop import fit
+        from xec_jax.train.saved import load_run
         from xec_jax.train.signals import StopFlag
         from xec_jax.train.trainer import Trainer
         from xec_jax.train.workdir import open_workdir
 
-        task = make_task(config)
         trainer = Trainer(task, config, source)
+        start = None
+        begun = not overwrite and any((workdir / "checkpoints").glob("[0-9]*"))
+        if config.train.init_from is not None and not begun:
+            start, text = trainer.state_from(load_run(Path(config.train.init_from)))
+            print(f"{config.train.init_from}: {text}")
         if dry_run:
-            loss = trainer.try_step(source)
+            loss = trainer.try_step(source, start)
             print(f"dry run: config and data are fine, loss of the first step {loss:.4g}")
             return 0
         trainer.state_shapes()  # traces the network: values that do not fit show now
@@ -151,7 +158,13 @@ def train(
             first = next(iter(valid.values()))
             hooks.append(Figures(task, first, events=config.eval.figure_events, workdir=workdir))
         with StopFlag() as stop:
-            result = fit(task, config, source, valid, workdir=workdir, hooks=hooks, stop=stop)
+            result = fit(
+                *(task, config, source, valid),
+                workdir=workdir,
+                state=start,
+                hooks=hooks,
+                stop=stop,
+            )
     if resumed and not result.steps_run:
         steps = int(result.state.step)
         print(f"already complete after {steps} steps; raise train.epochs to go on")

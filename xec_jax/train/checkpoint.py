@@ -173,6 +173,44 @@ class Checkpoints:
             remedy="copy the folder again if it was copied, or start in a new --workdir",
         )
 
+    def restore_params(self, step: int, *, ema: bool = True) -> tuple[Any, bool]:
+        """Restores the parameters alone, without knowing their structure.
+
+        Args:
+            step: Which step.
+            ema: Take the moving average where there is one.
+
+        Returns:
+            The parameters on the default device, and whether they are the average.
+
+        Raises:
+            CheckpointError: The step cannot be read.
+        """
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        try:
+            metadata = self._manager.item_metadata(step)["state"]
+            saved = getattr(metadata, "tree", metadata)
+            name = "ema" if ema and saved.get("ema") else "params"
+            wanted = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved[name]
+            )
+            restore = ocp.args.PyTreeRestore(
+                item={name: wanted},
+                restore_args={
+                    name: jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=device), wanted)
+                },
+                partial_restore=True,
+            )
+            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                params = reader.restore(self.folder / str(step) / "state", args=restore)[name]
+        except Exception as error:  # orbax raises bare exceptions for damaged files
+            reason = str(error).strip().split("\n", 1)[0][:200]
+            raise CheckpointError(
+                f"step {step} in {self.folder} cannot be read: {type(error).__name__}: {reason}",
+                remedy="copy the folder again if it was copied, or choose another step",
+            ) from error
+        return params, name == "ema"
+
     def _set_aside(self, steps: Iterable[int]) -> None:
         """Renames damaged steps to `N.corrupt`, so that the run can save these steps again."""
         if self._read_only or not steps:

@@ -58,11 +58,17 @@ def make_schedule(
     return schedule
 
 
-def make_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+    config: ConfigDict, schedule: Schedule, frozen: Sequence[str] = ()
+) -> optax.GradientTransformation:
     """Builds clipping and AdamW (beta 0.9 / 0.999, epsilon 1e-8) from the `optim` group.
 
-    Keys: `weight_decay`; `no_decay`, regular expressions searched in parameter paths like
-    `encoder/fusion/layer0/norm1/scale`; `grad_clip`, global norm, 0 disables.
+    Args:
+        config: Keys `weight_decay`; `no_decay`, regular expressions searched in parameter paths
+            like `encoder/fusion/layer0/norm1/scale`; `grad_clip`, global norm, 0 disables.
+        schedule: Learning rate.
+        frozen: Regular expressions; parameters whose path one of them finds stay as they are, and
+            take neither part in the norm of the gradient nor memory in the optimizer.
 
     Raises:
         ConfigError: A pattern that is no regular expression.
@@ -76,9 +82,17 @@ def make_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTran
             ) from error
     clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip > 0 else optax.identity()
     decay = optax.add_decayed_weights(
-        config.weight_decay, mask=lambda params: decay_mask(params, config.no_decay)
+        config.weight_decay, mask=lambda params: unmatched(params, config.no_decay)
     )
-    return optax.chain(clip, optax.scale_by_adam(), decay, scale_by_rate(schedule))
+    trained = optax.chain(clip, optax.scale_by_adam(), decay, scale_by_rate(schedule))
+    if not frozen:
+        return trained
+
+    def label(params: Params) -> Params:
+        is_trained = unmatched(params, frozen)
+        return jax.tree.map(lambda yes: "trained" if yes else "frozen", is_trained)
+
+    return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, label)
 
 
 def scale_by_rate(schedule: Schedule) -> optax.GradientTransformationExtraArgs:
@@ -101,10 +115,10 @@ def parameter_path(path: Sequence) -> str:
     return "/".join(str(next(getattr(p, n) for n in names if hasattr(p, n))) for p in path)
 
 
-def decay_mask(params: Params, no_decay: Sequence[str]) -> Params:
-    """Returns True for every parameter that weight decay applies to."""
+def unmatched(params: Params, patterns: Sequence[str]) -> Params:
+    """Returns True for every parameter whose path none of the patterns finds."""
 
-    def is_decayed(path: Sequence, _) -> bool:
-        return not any(re.search(pattern, parameter_path(path)) for pattern in no_decay)
+    def is_free(path: Sequence, _) -> bool:
+        return not any(re.search(pattern, parameter_path(path)) for pattern in patterns)
 
-    return jax.tree_util.tree_map_with_path(is_decayed, params)
+    return jax.tree_util.tree_map_with_path(is_free, params)

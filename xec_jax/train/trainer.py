@@ -14,8 +14,10 @@ from xec_jax.tasks.base import Task, example_batch
 from xec_jax.train import mesh as meshes
 from xec_jax.train.evaluate import evaluate
 from xec_jax.train.optim import make_optimizer, make_schedule
+from xec_jax.train.saved import SavedRun, hand_over
 from xec_jax.train.signals import StopFlag
 from xec_jax.train.step import Tally, TrainState, init_state, make_eval_step, make_train_step
+from xec_jax.types import Params
 
 
 class Trainer:
@@ -62,7 +64,7 @@ class Trainer:
             lr_min=optim.lr_min,
             per_step=optim.lr_per_step,
         )
-        self.tx = make_optimizer(optim, self.schedule)
+        self.tx = make_optimizer(optim, self.schedule, task.frozen)
         self.train_step = make_train_step(
             task.loss,
             self.tx,
@@ -91,15 +93,34 @@ class Trainer:
 
         return jax.jit(build, out_shardings=meshes.replicated(self.mesh))()
 
+    def state_from(self, run: SavedRun) -> tuple[TrainState, str]:
+        """Starts from the weights of another run: step, optimizer and average are fresh.
+
+        Returns:
+            The state, and a sentence that says what was taken.
+
+        Raises:
+            CheckpointError: The weights do not fit.
+        """
+        state = self.fresh_state()
+        params, text = hand_over(run, state.params, self.task.record)
+        with_ema = state.ema is not None
+
+        def build(params: Params) -> TrainState:
+            return init_state(params, self.tx, seed=self.config.seed, with_ema=with_ema)
+
+        return jax.jit(build, out_shardings=meshes.replicated(self.mesh))(params), text
+
     def state_shapes(self) -> TrainState:
         """Shapes and dtypes of the state, without making it."""
         return jax.eval_shape(self.fresh_state)
 
-    def try_step(self, train: Source) -> float:
+    def try_step(self, train: Source, state: TrainState | None = None) -> float:
         """Makes the first step and returns its loss; nothing is kept."""
+        state = self.fresh_state() if state is None else state
         draw = {"size": self.global_batch, "seed": self.config.seed, "put": self.put}
         with prefetch(train, start=0, stop=1, keys=self.keys, **draw) as stream:
-            _, tally = self.train_step(self.fresh_state(), next(stream).device)
+            _, tally = self.train_step(state, next(stream).device)
         return Tally.means([tally])["loss"]
 
     def validate(
@@ -151,7 +172,8 @@ def _check_spec(task: Task, source: Source) -> None:
         if name not in source.spec:
             raise DataError(
                 f"task {task.name} needs {name!r}, which the data do not have",
-                expected=f"events with {', '.join(task.spec)}; found {', '.join(source.spec)}",
+                expected=f"a branch of this name; found {', '.join(source.spec)}",
+                remedy="look at the files, or switch off what needs it in the config",
             )
         if source.spec[name][0] != shape:
             raise DataError(

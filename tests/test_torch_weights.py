@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from parity import weights
 
-from xec_jax.convert import fill
 from xec_jax.errors import ConfigError
 from xec_jax.geometry import make_detector
 from xec_jax.nets.encoder import XecEncoder
 from xec_jax.nets.mae import MaskedAutoencoder
+from xec_jax.torch_weights import fill
 
 X = np.zeros((1, 4760, 2), np.float32)
 

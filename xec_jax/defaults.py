@@ -1,0 +1,138 @@
+"""Keys and values that all experiments on the calorimeter share; config files start from them.
+
+A config file takes these groups, sets what its experiment wants otherwise and adds keys of its
+own, so that the same thing has the same name everywhere.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def calorimeter() -> ConfigDict:
+    """Returns an unlocked config with every group but `task`."""
+    c = ConfigDict()
+    c.seed = 42
+    c.data = data()
+    c.model = encoder()
+
+    c.optim = ConfigDict()
+    c.optim.lr = 1e-4
+    c.optim.lr_scheduler = placeholder(str)  # None (constant) or cosine
+    c.optim.lr_min = 1e-6
+    c.optim.lr_per_step = False
+    c.optim.warmup_epochs = 0.0
+    c.optim.weight_decay = 1e-4
+    c.optim.no_decay = ()  # regular expressions on parameter paths
+    c.optim.grad_clip = 1.0  # global norm; 0 disables
+    c.optim.ema_decay = placeholder(float)
+
+    c.train = ConfigDict()
+    c.train.epochs = 20
+    c.train.max_steps = 0  # 0: no limit besides the epochs
+    c.train.grad_accum_steps = 1
+    c.train.init_from = placeholder(str)  # run folder whose weights to start from
+    c.train.precision = "float32"  # or bfloat16: parameters, norms and losses stay float32
+    c.train.parallel = "jit"  # or pmap
+    c.train.devices = 0  # 0: all
+    c.train.skip_nonfinite = True
+    c.train.max_skipped_in_row = 50
+    c.train.save_every = 500  # steps; a checkpoint is also made after every validation
+    c.train.keep_last = 2
+    c.train.keep_best = 1
+    c.train.loss_fn = "smooth_l1"
+    c.train.loss_beta = 1.0
+    c.train.npho_threshold = 100.0  # photons; times of fainter sensors count in no loss
+
+    c.eval = ConfigDict()
+    c.eval.every_epochs = 1
+    c.eval.seed = 0  # of the masks in validation, so that curves are comparable
+    c.eval.figure_events = 2
+
+    c.log = ConfigDict()
+    c.log.every = 10  # steps
+    c.log.show = ()  # metrics on the console, besides the loss
+
+    c.export = ConfigDict()
+    return c
+
+
+def data() -> ConfigDict:
+    """Returns the group `data`: files, batches, normalization, and the demonstration."""
+    c = ConfigDict()
+    c.source = "root"
+    c.train = placeholder(object)  # file, folder, glob or a tuple of these; None: demo
+    c.valid = placeholder(object)
+    c.tree_name = "tree"
+    c.npho_branch = "npho"  # photons; `relative_npho` goes with the legacy scheme
+    c.time_branch = placeholder(str)  # s; None for files without times
+    c.time_branch = "relative_time"
+    c.extra_branches = ("run", "event")  # carried along where files have them
+    c.batch_size = 128  # events per device and micro-batch
+    c.shuffle = True
+    c.shuffle_buffer = 16384  # events mixed completely
+    c.max_ram_gb = 4.0
+    c.num_threads = 4  # decompression
+    c.prefetch_factor = 2  # batches on their way to the devices
+
+    c.normalization = ConfigDict()
+    c.normalization.npho_scheme = "log1p"  # or sqrt, anscombe, linear
+    c.normalization.npho_scale = 1000.0  # photons
+    c.normalization.npho_scale2 = 4.08
+    c.normalization.time_scale = 1.14e-7  # s
+    c.normalization.time_shift = -0.46
+    c.normalization.sentinel_npho = 0.0
+    c.normalization.sentinel_time = -1.0
+    c.normalization.npho_threshold = 100.0  # photons; only the `domain` rule uses it here
+    c.normalization.invalid_rule = "positive"  # or domain
+
+    c.demo = ConfigDict()
+    c.demo.kind = "lxe"
+    c.demo.events = 2048
+    c.demo.valid_events = 256
+    c.demo.set = ConfigDict()  # what the demo puts in place of the keys of the same name
+    c.demo.set.data = ConfigDict({"batch_size": 8, "num_threads": 2})
+    c.demo.set.model = ConfigDict({"dropout": 0.0})
+    c.demo.set.optim = ConfigDict({"lr": 5e-4, "lr_scheduler": "cosine", "lr_per_step": True})
+    c.demo.set.optim.warmup_epochs = 0.2
+    c.demo.set.train = ConfigDict({"epochs": 3, "grad_accum_steps": 1})
+    c.demo.set.log = ConfigDict({"every": 16})
+    return c
+
+
+def encoder() -> ConfigDict:
+    """Returns the group `model`, as far as it describes detector and encoder."""
+    c = ConfigDict()
+    c.geometry = "physical"  # or documented, for weights of the predecessor
+    c.outer_mode = "finegrid"  # or split
+    c.outer_fine_pool = (3, 3)  # a divisor of (45, 72); (1, 1) for no pooling
+    c.outer_mask = "painted"  # or coarse, the predecessor's
+    c.encoder_dim = 1024
+    c.num_fusion_layers = 2
+    c.num_heads = 8
+    c.dropout = 0.1
+    c.drop_path_rate = 0.0
+    return c
+
+
+def shrink(c: ConfigDict) -> None:
+    """Turns a config into its `tiny` variant: a small network, seconds of simulated data."""
+    c.model.encoder_dim = 64
+    c.data.batch_size = 8
+    c.data.demo.events = 64
+    c.data.demo.valid_events = 32
+    c.data.demo.set.log.every = 4
+    c.train.grad_accum_steps = 1
+    c.optim.warmup_epochs = 0.2
+    c.eval.figure_events = 1
+
+
+def enlarge(c: ConfigDict) -> None:
+    """Turns a config into its `gh200` variant: bfloat16 and pmap over all GPUs of a node."""
+    c.data.batch_size = 2048  # events per GPU
+    c.train.grad_accum_steps = 1
+    c.data.num_threads = 16
+    c.data.max_ram_gb = 64.0
+    c.data.shuffle_buffer = 262144
+    c.train.precision = "bfloat16"
+    c.train.parallel = "pmap"
+    c.optim.lr_scheduler = "cosine"

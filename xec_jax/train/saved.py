@@ -1,0 +1,142 @@
+"""Runs as sources of weights: reading a run folder, and starting another run from it."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from xec_jax.config import from_json
+from xec_jax.errors import CheckpointError
+from xec_jax.train.checkpoint import Checkpoints
+from xec_jax.train.optim import parameter_path
+from xec_jax.types import Params
+
+log = logging.getLogger(__name__)
+
+COMPARED = ("geometry", "normalization", "branches")
+"""Facts of a task's record that two runs must share to exchange weights."""
+
+
+class SavedRun(NamedTuple):
+    """What a run folder gives to others.
+
+    Attributes:
+        config: Resolved config.
+        params: Parameters, on the default device.
+        step: Step they are from.
+        is_average: Whether they are the moving average.
+        record: What the task recorded: geometry, normalization.
+    """
+
+    config: ConfigDict
+    params: Params
+    step: int
+    is_average: bool
+    record: Mapping[str, Any]
+
+
+def load_run(workdir: Path, *, step: int | None = None, ema: bool = True) -> SavedRun:
+    """Reads the weights of a run; no config file is executed.
+
+    Args:
+        workdir: The run folder.
+        step: Which checkpoint; the best one by default, or the newest if none was validated.
+        ema: Take the moving average of the parameters where there is one.
+
+    Raises:
+        CheckpointError: No such run, or a checkpoint that cannot be read.
+    """
+    path = workdir / "config.json"
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise CheckpointError(
+            f"{workdir} is no run folder: {error.strerror or error}",
+            expected="a folder with config.json and checkpoints",
+            remedy="give the --workdir of a training, or the --output of a conversion",
+        ) from error
+    config = from_json(text, str(path))
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        steps = checkpoints.steps
+        if not steps or (step is not None and step not in steps):
+            found = f"{workdir} has checkpoints at steps {steps or 'none'}"
+            raise CheckpointError(found, expected="at least one" if step is None else str(step))
+        if step is None:
+            best = checkpoints.best_step
+            step = steps[-1] if best is None else best
+        params, is_average = checkpoints.restore_params(step, ema=ema)
+        record = checkpoints.meta(step)["record"]
+    return SavedRun(config, params, step, is_average, record)
+
+
+def hand_over(run: SavedRun, fresh: Params, record: Mapping[str, Any]) -> tuple[Params, str]:
+    """Replaces fresh parameters by those of another run, module by module.
+
+    A module (the first part of a parameter's path: `encoder`, `head_energy`) that both networks
+    have is taken over and must fit in every shape; modules that only the new network has stay
+    fresh, those that only the other one has are left behind.
+
+    Args:
+        run: Where the weights come from.
+        fresh: Initial parameters of the new network.
+        record: Facts of the new task, compared with those of the run.
+
+    Returns:
+        The parameters, and a sentence that says what was taken.
+
+    Raises:
+        CheckpointError: Another geometry, normalization or branches, shapes that differ, or
+            nothing in common.
+    """
+    differing = [
+        f"{name}: {run.record.get(name)} there, {_plain(record[name])} here"
+        for name in COMPARED
+        if name in record and name in run.record and run.record[name] != _plain(record[name])
+    ]
+    shared = [name for name in fresh if name in run.params]
+    for name in shared:
+        there, here = _shapes({name: run.params[name]}), _shapes({name: fresh[name]})
+        differing += [
+            f"{path}: {there.get(path, 'absent')} there, {here.get(path, 'absent')} here"
+            for path in sorted(there | here)
+            if there.get(path) != here.get(path)
+        ]
+    if differing:
+        more = [f"and {len(differing) - 8} more"] if len(differing) > 8 else []
+        raise CheckpointError(
+            "the weights to start from belong to another network:\n    "
+            + "\n    ".join(differing[:8] + more),
+            expected="the same normalization, branches, geometry and widths",
+            remedy="set these keys as in the config.json of that run, or train without "
+            "train.init_from",
+        )
+    if not shared:
+        raise CheckpointError(
+            f"nothing to start from: that run has {', '.join(run.params)}",
+            expected=f"one of {', '.join(fresh)}",
+        )
+    taken = {name: jax.tree.map(jnp.asarray, run.params[name]) for name in shared}
+    average = "moving average" if run.is_average else "parameters"
+    left = [name for name in run.params if name not in fresh]
+    news = [name for name in fresh if name not in shared]
+    count = sum(leaf.size for leaf in jax.tree.leaves(taken))
+    text = f"loaded {count:,} {average} of step {run.step}: {', '.join(shared)}"
+    text += f"; fresh: {', '.join(news)}" if news else ""
+    text += f"; left behind: {', '.join(left)}" if left else ""
+    return {**fresh, **taken}, text
+
+
+def _plain(value: Any) -> Any:
+    """What JSON makes of a value: tuples become lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value
+
+
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {parameter_path(path): tuple(leaf.shape) for path, leaf in leaves}
