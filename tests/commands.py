@@ -8,11 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def start(caches, *arguments, **options):
-    command = [sys.executable, "-m", "xec_jax.train", *map(str, arguments)]
+def start(caches, *arguments, command="train", **options):
+    words = [sys.executable, "-m", f"xec_jax.{command}", *map(str, arguments)]
     environment = {**os.environ, **caches, "PYTHONPATH": str(ROOT)}
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipe, **options)
+    return subprocess.Popen(words, env=environment, **pipe, **options)
 
 
 def run(caches, *arguments, **options):

@@ -19,6 +19,7 @@ LEVELS = {
     "kinematics": 1.2,
     "transforms": 1.3,
     "losses": 1.4,
+    "targets": 1.45,
     "metrics": 1.5,
     **dict.fromkeys(["nets", "data", "sim", "baselines"], 2),
     "plots": 2,  # figures from arrays: knows the geometry, nothing above
@@ -158,7 +159,7 @@ def test_files_stay_readable():
     assert len((PACKAGE / "train" / "loop.py").read_text().splitlines()) <= 250
 
 
-@pytest.mark.parametrize("command", ["train", "simulate"])
+@pytest.mark.parametrize("command", ["train", "simulate", "predict"])
 def test_help_does_not_pay_for_jax(command):
     script = (
         "import runpy, sys\n"

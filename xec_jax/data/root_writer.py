@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ def write_tree(
     tree: str = "tree",
     compression: Compression = "zstd",
     identity: str | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> int:
     """Writes one tree; an existing file is replaced once the new one is complete.
 
@@ -39,6 +40,7 @@ def write_tree(
             `zlib`, and writes nine times faster.
         identity: Text that the file's UUID is made from, for content that can be made again;
             random if not given.
+        notes: Texts by name, written beside the tree as TObjString.
 
     Returns:
         Number of entries written.
@@ -80,6 +82,8 @@ def write_tree(
         if layout is None:
             raise DataError(f"no events for {path}", expected="at least one chunk")
         with disk_errors(path):
+            for name, text in (notes or {}).items():
+                file[name] = text
             stream.flush()
             os.fsync(stream.fileno())
             temporary.replace(path)

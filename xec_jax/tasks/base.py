@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,32 @@ Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 SHARED = ("base", "calorimeter")
 """Files of this folder that are no experiments."""
 
+Arrays = Mapping[str, np.ndarray]
 Figures = Callable[[Mapping[str, np.ndarray]], Iterable[tuple[str, Any]]]
+
+
+def mean_and_spread(members: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """Combines the predictions of several networks, or of several draws of one.
+
+    Args:
+        members: Per network or draw, arrays with a leading event axis. A `pred_x_sigma` is the
+            uncertainty that the network itself claims for `pred_x`.
+
+    Returns:
+        Per name the mean, but for `_sigma` the root of the mean square; of two or more members
+        also `{name}_std`, the standard deviation between them (n - 1). Arrays that are no floats
+        are those of the first member.
+    """
+    combined = dict(members[0])
+    for name, first in members[0].items():
+        if len(members) == 1 or first.dtype.kind != "f":
+            continue
+        values = np.stack([member[name] for member in members])
+        if name.endswith("_sigma"):
+            combined[name] = np.sqrt(np.mean(values**2, 0))
+        else:
+            combined[name], combined[f"{name}_std"] = values.mean(0), values.std(0, ddof=1)
+    return combined
 
 
 @dataclass(frozen=True)
@@ -42,6 +67,10 @@ class Task:
         units: Metric name -> unit, for tables and axis labels.
         record: Facts stored with every checkpoint and compared at resume and hand-over (geometry
             fingerprint, normalization).
+        inputs: Names in `spec` that `predict` reads; all of them if not given.
+        truth: (arrays of a batch) -> the true values of what `predict` returns, `true_x` for
+            `pred_x`, as far as the batch has them.
+        combine: (predictions of several networks or draws) -> one prediction with its spread.
         frozen: Regular expressions; parameters whose path one of them finds are not trained.
     """
 
@@ -55,6 +84,9 @@ class Task:
     figures: Figures | None = None
     units: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[str, ...] | None = None
+    truth: Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    combine: Callable[[Sequence[Arrays]], dict[str, np.ndarray]] = mean_and_spread
     frozen: tuple[str, ...] = ()
 
 

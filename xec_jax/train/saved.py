@@ -1,6 +1,5 @@
 """Runs as sources of weights: reading a run folder, and starting another run from it."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +10,12 @@ from ml_collections import ConfigDict
 
 from xec_jax.config import from_json
 from xec_jax.errors import CheckpointError
+from xec_jax.tasks.base import Task
 from xec_jax.train.checkpoint import Checkpoints
-from xec_jax.train.optim import parameter_path
+from xec_jax.train.optim import make_optimizer, parameter_path
+from xec_jax.train.step import init_state
+from xec_jax.train.workdir import open_workdir
 from xec_jax.types import Params
-
-log = logging.getLogger(__name__)
 
 COMPARED = ("geometry", "normalization", "branches")
 """Facts of a task's record that two runs must share to exchange weights."""
@@ -71,6 +71,33 @@ def load_run(workdir: Path, *, step: int | None = None, ema: bool = True) -> Sav
         params, is_average = checkpoints.restore_params(step, ema=ema)
         record = checkpoints.meta(step)["record"]
     return SavedRun(config, params, step, is_average, record)
+
+
+def write_run(
+    workdir: Path, config: ConfigDict, params: Params, task: Task, *, origin: Mapping[str, Any]
+) -> None:
+    """Writes parameters as a run that has made no step yet; training it goes on from them.
+
+    Args:
+        workdir: A new or empty folder.
+        config: Resolved config of the task.
+        params: Parameters of the task's network.
+        task: The experiment.
+        origin: JSON facts about where the parameters are from, kept with the checkpoint.
+
+    Raises:
+        CheckpointError: The folder is not empty.
+        DiskError: The folder cannot be written.
+    """
+    open_workdir(workdir, config, record=task.record)
+    tx = make_optimizer(config.optim, jnp.zeros_like, task.frozen)
+    with_ema = config.optim.ema_decay is not None
+    params = jax.tree.map(jnp.asarray, params)
+    state = init_state(params, tx, seed=config.seed, with_ema=with_ema)
+    facts = {"config": config.to_dict(), "record": dict(task.record), "metric": None}
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        checkpoints.save(state, facts | {"origin": dict(origin)})
+        checkpoints.wait()
 
 
 def hand_over(run: SavedRun, fresh: Params, record: Mapping[str, Any]) -> tuple[Params, str]:

@@ -1,0 +1,171 @@
+"""`python -m xec_jax.predict`: rows in order, ensembles, dropout draws, calibration, refusals."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import uproot
+from commands import run
+
+from xec_jax import config as configs
+from xec_jax.errors import CheckpointError, ConfigError
+from xec_jax.nets.faces import CHANNELS
+from xec_jax.plots.calibration import calibration, calibration_figure
+from xec_jax.predict import main
+from xec_jax.simulate import write_sample
+from xec_jax.tasks import base
+from xec_jax.tasks.base import Task, mean_and_spread
+from xec_jax.train.saved import write_run
+
+EVENTS = 11
+
+
+def light_sum(config):
+    """A task that needs no compiler's patience: energy from the sum of the light."""
+
+    def predict(params, batch, key=None):
+        light = jnp.where(batch["npho"] < 9e9, batch["npho"], 0).sum(-1)
+        draws = 1.0 if key is None else jax.random.uniform(key, light.shape, minval=0.9, maxval=1.1)
+        return {"pred_energy": params["w"] * light * draws, "n": batch["_position"]}
+
+    return Task(
+        name="light_sum",
+        spec={name: ((4760,), np.float32) for name in CHANNELS} | {"energyTruth": ((), np.float32)},
+        init=lambda key, batch: {"w": jax.random.uniform(key)},
+        loss=None,
+        evaluate=None,
+        predict=predict,
+        inputs=CHANNELS,
+        truth=lambda batch: {"true_energy": batch["energyTruth"]},
+        record={"normalization": {"npho_scale": 1000.0}},
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("events")
+    write_sample("lxe", folder, EVENTS, files=2, seed=5)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of one network with different weights."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = configs.load("configs/mae.py:tiny", ["--config.data.train=x"])
+    for name, weight in (("a", 1e-7), ("b", 3e-7)):
+        params = {"w": jnp.float32(weight)}
+        write_run(folder / name, config, params, light_sum(config), origin={"by": "hand"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "make_task", light_sum)
+        yield [folder / "a", folder / "b"]
+
+
+def read(path):
+    with uproot.open(path) as file:
+        arrays = file["tree"].arrays(library="np")
+        return arrays, json.loads(str(file["metadata"]))
+
+
+def predict(output, *words):
+    main([*map(str, words), "--output", str(output), "--batch_size", "4"])
+    return read(output)
+
+
+@pytest.fixture(scope="module")
+def plain(runs, data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "plain.root"
+    return predict(output, "--run", runs[0], "--input", data)
+
+
+def test_rows_are_those_of_the_input(plain, data):
+    arrays, notes = plain
+    truth = uproot.concatenate(
+        f"{data}/*.root:tree", ["event", "energyTruth", "npho"], library="np"
+    )
+    np.testing.assert_array_equal(arrays["event"], truth["event"])
+    np.testing.assert_array_equal(arrays["true_energy"], truth["energyTruth"].ravel())
+    np.testing.assert_array_equal(arrays["n"], np.arange(EVENTS))
+    light = np.where(truth["npho"] < 9e9, truth["npho"], 0).sum(-1)
+    np.testing.assert_allclose(arrays["pred_energy"], 1e-7 * light, rtol=1e-5)
+    assert set(arrays) == {"run", "event", "n", "pred_energy", "true_energy"}
+    assert notes["config"]["task"] == "mae"
+    assert notes["record"]["normalization"]["npho_scale"] == 1000
+    assert notes["steps"] == [0]
+
+
+def test_an_ensemble_is_mean_and_spread(runs, data, plain, tmp_path, capsys):
+    both, _ = predict(tmp_path / "ab.root", "--run", *runs, "--input", data)
+    a = plain[0]["pred_energy"]
+    np.testing.assert_allclose(both["pred_energy"], 2 * a, rtol=1e-5)
+    np.testing.assert_allclose(both["pred_energy_std"], 2**0.5 * a, rtol=1e-4)
+    assert "within one sigma" in capsys.readouterr().out
+    assert (tmp_path / "ab_calibration.png").stat().st_size > 10_000
+
+
+def test_dropout_draws_differ_and_repeat(runs, data, plain, tmp_path):
+    words = ["--run", runs[0], "--input", data, "--mc_dropout", 200]
+    first, notes = predict(tmp_path / "a.root", *words)
+    again, _ = predict(tmp_path / "b.root", *words)
+    np.testing.assert_array_equal(first["pred_energy"], again["pred_energy"])
+    spread = first["pred_energy_std"] / plain[0]["pred_energy"]
+    np.testing.assert_allclose(spread, 0.2 / 12**0.5, rtol=0.2)
+    assert notes["mc_dropout"] == 200
+
+
+def test_refusals_leave_nothing(runs, data, tmp_path):
+    target = tmp_path / "out.root"
+    target.write_text("precious")
+    with pytest.raises(ConfigError, match="--overwrite"):
+        predict(target, "--run", runs[0], "--input", data)
+    assert target.read_text() == "precious"
+    with pytest.raises(CheckpointError, match="no run folder"):
+        predict(tmp_path / "new.root", "--run", tmp_path, "--input", data)
+    with pytest.raises(ConfigError, match="batch_size"):
+        main(["--run", "x", "--input", "y", "--output", "z.root", "--batch_size", "0"])
+    assert [path.name for path in tmp_path.iterdir()] == ["out.root"]
+
+
+def test_the_command_reports_missing_files(caches, runs, tmp_path):
+    words = ["--run", runs[0], "--input", tmp_path / "no*.root", "--output", tmp_path / "o.root"]
+    code, _, err = run(caches, *words, command="predict")
+    assert code == 2
+    assert "no*.root" in err
+    assert "Traceback" not in err
+
+
+def test_mean_and_spread_of_claimed_errors():
+    members = [
+        {"pred_e": np.full(3, v), "pred_e_sigma": np.full(3, s), "n": np.arange(3)}
+        for v, s in [(1.0, 3.0), (3.0, 4.0)]
+    ]
+    got = mean_and_spread(members)
+    np.testing.assert_allclose(got["pred_e"], 2.0)
+    np.testing.assert_allclose(got["pred_e_std"], 2**0.5)
+    np.testing.assert_allclose(got["pred_e_sigma"], 12.5**0.5)
+    np.testing.assert_array_equal(got["n"], np.arange(3))
+    assert mean_and_spread(members[:1]) == members[0]
+
+
+def test_calibration_knows_honest_errors():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(40_000, 2))
+    error = np.exp(rng.normal(size=truth.shape))
+    arrays = {
+        "true_v": truth,
+        "pred_v": truth + error * [1.0, 2.0] * rng.normal(size=truth.shape),
+        "pred_v_std": 0.6 * error,
+        "pred_v_sigma": 0.8 * error,
+        "true_u": truth[:, 0],
+        "pred_u": truth[:, 0],
+    }
+    arrays["true_v"][7] = 1e10
+    results = calibration(arrays)
+    assert list(results) == ["v[0]", "v[1]"]
+    assert results["v[0]"].width == pytest.approx(1, abs=0.02)
+    assert results["v[1]"].width == pytest.approx(2, abs=0.04)
+    assert results["v[0]"].coverage(1) == pytest.approx(0.683, abs=0.01)
+    assert len(results["v[0]"].pulls) == len(truth) - 1
+    assert len(calibration_figure(results).axes) == 2
