@@ -16,6 +16,7 @@ learns next to nothing;
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from xec_jax import defaults
 
@@ -28,19 +29,26 @@ def get_config(variant: str = "default") -> ConfigDict:
     c.train.grad_accum_steps = 8  # 1024 events per device and step
 
     c.model.decoder_dim = 128
+    c.model.hex_decoder_dim = placeholder(int)  # None: decoder_dim
     c.model.predict_channels = ("npho", "time")
     c.model.mask_ratio = 0.65  # share of the maskable sensors of each event
     c.model.maskable = "npho"  # sensors with this channel valid may be hidden; predecessor: time
     c.model.time_mask_ratio_scale = 1.0  # above 1 hides bright sensors more often
+    c.model.fill_npho = placeholder(float)  # input of hidden counts; None: sentinel_npho
 
     c.optim.lr = 2.5e-4
     c.optim.lr_min = 1e-8
     c.optim.warmup_epochs = 3.0
     c.optim.weight_decay = 5e-5
+    c.optim.no_decay = ("^channel_log_vars$",)
 
     c.train.npho_weight = 1.0
     c.train.time_weight = 1.0
+    c.train.auto_channel_weight = False  # learn the balance of the channels
     c.train.use_npho_time_weight = True  # weight times by sqrt(photons)
+    c.train.npho_loss_weight = ConfigDict()
+    c.train.npho_loss_weight.enabled = False  # weight photons by (photons + 1)^alpha
+    c.train.npho_loss_weight.alpha = 0.5
 
     c.log.show = ("r2_npho", "r2_time", "mae_photons", "mae_time_ns")
 

@@ -15,11 +15,13 @@ LEVELS = {
     "errors": 0,
     "config": 1.0,
     "defaults": 1.05,
+    "yaml_configs": 1.06,
     "geometry": 1.1,
     "kinematics": 1.2,
     "transforms": 1.3,
     "losses": 1.4,
     "targets": 1.45,
+    "torch_configs": 1.46,
     "metrics": 1.5,
     **dict.fromkeys(["nets", "data", "sim", "baselines"], 2),
     "plots": 2,  # figures from arrays: knows the geometry, nothing above
@@ -35,6 +37,7 @@ HEAVY = {  # module -> the only files that may import it at all
     "orbax": {"train/checkpoint.py"},
     "uproot": {"data/root_file.py", "data/root_writer.py"},
     "torch": {"convert.py"},
+    "yaml": {"yaml_configs.py"},
 }
 FORBIDDEN = {"pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
 

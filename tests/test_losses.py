@@ -7,16 +7,20 @@ import pytest
 from parity import load
 
 from xec_jax.errors import ConfigError
+from xec_jax.kinematics import angles_to_vector
 from xec_jax.losses import (
     LOSSES,
     balanced,
     cosine,
+    cross_entropy,
     gaussian_nll,
     make_loss,
     mean_loss,
     mean_of,
+    quantile,
     ratio,
     smooth_l1,
+    wrap_degrees,
 )
 from xec_jax.types import Mean
 
@@ -57,9 +61,56 @@ def test_unknown_names_get_the_nearest_known_one():
 
 def test_beta_goes_to_the_losses_that_have_one():
     for name in LOSSES:
-        target = jnp.ones((2, 2))
-        width = 4 if name == "gaussian_nll" else 2
+        target = jnp.ones((2, 1 if name == "cross_entropy" else 2))
+        width = {"gaussian_nll": 4, "quantile": 6}.get(name, 2)
         assert np.isfinite(make_loss(name, 0.3)(jnp.ones((2, width)), target)).all()
+
+
+@pytest.mark.parametrize("name", ["smooth_l1", "huber"])
+def test_at_beta_0_only_the_distance_is_left(name):
+    loss = make_loss(name, 0.0)
+    np.testing.assert_array_equal(loss(ARRAYS["pred"], ARRAYS["target"]), ARRAYS["loss_l1"])
+    assert jax.grad(lambda x: loss(x, jnp.float32(1.0)))(3.0) == 1
+    with pytest.raises(ConfigError, match="positive"):
+        make_loss(name, -1.0)
+
+
+def test_angular_compares_angles_and_vectors_alike():
+    angles = jnp.array(ARRAYS["ang_pred"]), jnp.array(ARRAYS["ang_true"])
+    vectors = [3.0 * angles_to_vector(a) for a in angles]
+    want = make_loss("cosine")(*angles)
+    np.testing.assert_allclose(make_loss("angular")(*vectors), want, atol=3e-7)
+
+
+def test_a_vector_of_length_0_has_a_slope_towards_the_target():
+    target = jnp.array([[0.0, 0.6, 0.8]])
+    value, slope = jax.value_and_grad(lambda x: cosine(x, target).sum())(jnp.zeros((1, 3)))
+    assert value == 1
+    np.testing.assert_allclose(slope, -target, rtol=1e-6)
+
+
+@pytest.mark.parametrize("angle", [0.0, 179.0, 180.0, -180.0, 181.0, 359.0, 360.0, 720.5, -541.0])
+def test_wrapped_angles_lie_in_one_turn(angle):
+    wrapped = float(wrap_degrees(angle))
+    assert -180 < wrapped <= 180
+    assert ((angle - wrapped) / 360).is_integer()
+
+
+def test_quantiles_settle_where_their_share_of_the_targets_lies_below():
+    target = jax.random.normal(jax.random.key(0), (4001, 1))
+    shares = (0.1, 0.5, 0.84)
+    for i, share in enumerate(shares):
+        grid = jnp.linspace(-3, 3, 241)
+        prediction = jnp.zeros((241, 1, 3)).at[..., i].set(grid[:, None])
+        losses = quantile(prediction, target, shares).mean((1, 2))
+        best = float(grid[losses.argmin()])
+        assert abs(best - np.quantile(target, share)) < 0.03
+
+
+def test_cross_entropy():
+    logits = jnp.log(jnp.array([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]]))
+    found = cross_entropy(logits, jnp.array([[0.0], [2.0]]))
+    np.testing.assert_allclose(found, -np.log([[0.7], [0.5]]), rtol=1e-6)
 
 
 def test_halves_add_up_to_the_whole():
@@ -72,13 +123,13 @@ def test_halves_add_up_to_the_whole():
     np.testing.assert_allclose(ratio(summed), ratio(whole), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "gaussian_nll", "cosine"])
+@pytest.mark.parametrize("name", [*PLAIN, "gaussian_nll", "cosine", "quantile"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_behind_weight_0_stays_out_of_value_and_gradient(name, bad):
     target = jnp.array([[bad, 1.0], [2.0, 3.0]])
     prediction = jnp.array([[bad, 0.4], [1.0, 2.5]])
-    if name == "gaussian_nll":
-        prediction = jnp.concatenate([prediction, prediction], -1)
+    copies = {"gaussian_nll": 2, "quantile": 3}.get(name, 1)
+    prediction = jnp.concatenate([prediction] * copies, -1)
     weights = jnp.array([[0.0], [1.0]])
 
     def objective(prediction):

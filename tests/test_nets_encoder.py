@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import load, nhwc, weights
+from parity import block, load, nhwc, weights
 
 from xec_jax import torch_weights
 from xec_jax.errors import ConfigError
 from xec_jax.geometry import make_detector
 from xec_jax.nets.encoder import XecEncoder
-from xec_jax.nets.mae import MaskedAutoencoder
+from xec_jax.nets.mae import HexDecoder, MaskedAutoencoder
+from xec_jax.transforms import SensorTransform
 
 ARRAYS = load("ref_masking.npz")
 HIDDEN = ARRAYS["mask65"] | (ARRAYS["x"][..., 1] == -1)
@@ -31,8 +32,14 @@ def template(net):
 
 
 def state(name, model, fill):
-    has_own = name == "fix" and not model.startswith("mae")
-    return weights(("fix_" if has_own else "ref_") + model, fill)
+    has_own = name == "seed" or (name == "fix" and not model.startswith("mae"))
+    tensors = weights(f"{name if has_own else 'ref'}_{model}", fill)
+    return {k.replace("proj_global", "proj_in"): v for k, v in tensors.items()}
+
+
+def options(name):
+    """The predecessor's first networks saw sentinels, and averaged them when pooling."""
+    return {"zero_hidden_input": False, "sentinel_time": None} if name == "seed" else {}
 
 
 @pytest.mark.parametrize(
@@ -43,11 +50,13 @@ def state(name, model, fill):
         pytest.param("ref", "mae_nopool", "A", marks=slow),
         ("fix", "mae_pool33", "A"),
         pytest.param("fix", "mae_nopool", "A", marks=slow),
+        pytest.param("seed", "mae_pool33", "A", marks=slow),
     ],
 )
 def test_autoencoder(name, model, fill):
     want = load(f"{name}_{model}.npz")
-    net = MaskedAutoencoder(XecEncoder(detector(name, model).faces))
+    encoder = XecEncoder(detector(name, model).faces, **options(name))
+    net = MaskedAutoencoder(encoder, hex_decoder_dim=1024 if name == "seed" else None)
     params = torch_weights.fill("mae", state(name, model, fill), template(net))
     for hidden, prefix in ((HIDDEN, "recon_"), (None, "recon_nofcmae_")):
         apply = jax.jit(lambda p, x, h=hidden: net.apply({"params": p}, x, h))
@@ -57,6 +66,18 @@ def test_autoencoder(name, model, fill):
             if prefix + face in want:
                 expected = nhwc(want[prefix + face])
                 np.testing.assert_allclose(got, expected, atol=5e-6 if fill == "A" else 1e-4)
+
+
+def test_wide_hex_decoder_of_the_first_autoencoder():
+    want = load("seed_mae_pool33.npz")
+    tensors = block(state("seed", "mae_pool33", "A"), "dec_top")
+    face = make_detector("documented").face("top")
+    net, latent = HexDecoder(face, width=1024), want["latent"][:, 4]
+    params = jax.eval_shape(net.init, jax.random.key(0), latent)["params"]
+    params = torch_weights.fill("hex_decoder", tensors, params)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 17_952_770
+    got = jax.jit(net.apply)({"params": params}, latent)
+    np.testing.assert_allclose(got, nhwc(want["recon_top"]), atol=5e-6)
 
 
 def taps(net, params, x, hidden):
@@ -164,6 +185,64 @@ def test_bfloat16_stays_close_and_keeps_float32_parameters(small):
         assert got[face].dtype == jnp.float32
         error = np.sqrt(np.square(got[face] - want[face]).mean())
         assert error < 0.1 * np.std(want[face])
+
+
+FLOAT32_ONLY = {
+    *("exp", "log", "log1p", "expm1", "erf", "rsqrt", "sqrt", "div"),
+    *("reduce_sum", "reduce_max", "eq", "ne"),
+}
+"""Operations of norms, softmax, GELU, denormalization and comparisons of masks."""
+
+
+def operations(jaxpr):
+    """All equations of a traced function and of the functions that it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from operations(inner)
+
+
+def test_bfloat16_is_left_where_it_would_hurt():
+    faces = make_detector().faces
+    net = XecEncoder(
+        faces, dim=32, n_heads=2, position="rotary", photons=SensorTransform(), dtype=jnp.bfloat16
+    )
+    net = MaskedAutoencoder(net, 8)
+    traced = jax.make_jaxpr(net.apply)({"params": template(net)}, ARRAYS["x"], HIDDEN)
+    seen = {}
+    for operation in operations(traced.jaxpr):
+        types = {
+            v.aval.dtype for v in operation.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)
+        }
+        seen.setdefault(operation.primitive.name, set()).update(types)
+    bfloat16 = jnp.dtype(jnp.bfloat16)
+    assert bfloat16 in seen["conv_general_dilated"]
+    assert bfloat16 in seen["dot_general"]
+    assert {"exp", "log1p", "expm1", "rsqrt", "ne"} <= seen.keys()
+    assert not [name for name in FLOAT32_ONLY if bfloat16 in seen.get(name, ())]
+
+
+@pytest.mark.parametrize(
+    ("dim", "n_layers", "width"), [(1024, 2, None), (512, 3, 1024), (64, 1, 8)]
+)
+def test_parameter_counts(dim, n_layers, width):
+    net = XecEncoder(
+        make_detector().faces, dim=dim, n_layers=n_layers, n_heads=8, hidden_width=width
+    )
+    sizes = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(part))
+        for name, part in template(net).items()
+    }
+    attention, norms = 4 * dim * (dim + 1), 4 * dim
+    feed_forward = 2 * dim * (width or 4 * dim) + (width or 4 * dim) + dim
+    assert sizes["fusion"] == n_layers * (attention + norms + feed_forward)
+    assert sizes["position"] == 6 * dim
+    assert sizes["graph_encoder"] == 403_744 - 97 * (1024 - dim)
+    if dim == 1024:
+        assert sizes["grid_backbone"] == 140_768
+        assert sum(sizes.values()) == 25_743_104
 
 
 def test_gradients_stay_finite(small):

@@ -8,12 +8,14 @@ from parity import load, nhwc
 from xec_jax.errors import ShapeError
 from xec_jax.geometry import make_detector
 from xec_jax.nets.faces import (
+    CHANNELS,
     face_input,
     face_mask,
     face_to_sensors,
     owned_sensors,
     sensors_from_faces,
 )
+from xec_jax.transforms import SCHEMES, SensorTransform
 
 GEOMETRY = {"ref": "documented", "fix": "physical"}
 
@@ -74,6 +76,70 @@ def test_pooled_values_are_repeated_before_they_are_summed():
         cells = fine[0][face.owner == sensor]
         want = [cells[:, 0].sum(), cells[:, 1].mean()]
         np.testing.assert_allclose(got[0, i], want, rtol=1e-5)
+
+
+def photon_counts(transform, marked, seed=3):
+    """Normalized events with their photons, 0 where marked as invalid."""
+    photons = np.exp(np.random.default_rng(seed).normal(5, 2, (2, 4760))).astype(np.float32)
+    photons[:, marked] = 1e10
+    x, _ = transform.encode(photons, np.zeros_like(photons))
+    return x, np.where(photons < 9e9, photons, 0)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("sentinel", [0.0, -1.0])
+def test_photons_are_divided_and_pooled_as_photons(scheme, sentinel):
+    transform = SensorTransform(npho_scheme=scheme, sentinel_npho=sentinel)
+    dead = np.r_[4185, 4742, 4092:4100]
+    x, photons = photon_counts(transform, dead)
+    face = make_detector().face("outer")
+    image = np.array(face_input(face, x, -1.0, transform)[..., 0])
+    n_dark = 0
+    for h, w in np.ndindex(face.shape):
+        cells = np.s_[3 * h : 3 * h + 3, 3 * w : 3 * w + 3]
+        ids = face.index[cells]
+        good = ~np.isin(ids, dead)
+        n_dark += not good.any()
+        for k in range(2):
+            if good.any():
+                shown = (photons[k, ids] * face.share[cells])[good].mean()
+                np.testing.assert_allclose(image[k, h, w], transform.npho(shown), rtol=2e-4)
+            else:
+                assert image[k, h, w] == np.float32(sentinel)
+    assert n_dark > 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_divided_photons_come_back(scheme):
+    transform = SensorTransform(npho_scheme=scheme)
+    x, photons = photon_counts(transform, [])
+    for pool in (None, (3, 3)):
+        detector = make_detector(outer_pool=pool)
+        values = {f.name: face_input(f, x, -1.0, transform) for f in detector.faces}
+        back = sensors_from_faces(detector.faces, values, 4760, CHANNELS, photons=transform)
+        back = np.array(transform.npho_inverse(back[..., 0]))
+        outer = owned_sensors(detector.face("outer"))
+        if pool is None:
+            np.testing.assert_allclose(back, photons, rtol=1e-3)
+        # Pooling mixes neighbors, but loses no photon of the face.
+        sums = back[:, outer].sum(-1), photons[:, outer].sum(-1)
+        np.testing.assert_allclose(*sums, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_negative_predictions_stay_finite(scheme):
+    transform, face = SensorTransform(npho_scheme=scheme), make_detector().face("outer")
+    values = jnp.linspace(-3, 3, 15 * 24 * 2).reshape(1, 15, 24, 2)
+    assert np.isfinite(face_to_sensors(face, values, photons=transform)).all()
+
+
+def test_faces_that_show_each_sensor_once_divide_nothing():
+    transform = SensorTransform(sentinel_npho=-1.0)
+    x, _ = photon_counts(transform, np.arange(0, 4760, 7))
+    for face in make_detector(outer_mode="split").faces:
+        np.testing.assert_array_equal(
+            face_input(face, x, -1.0, transform), face_input(face, x, -1.0)
+        )
 
 
 def test_undecoded_faces_and_single_channels():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from parity import GOLDEN, load, weights
 
 from xec_jax import config as configs
 from xec_jax.errors import ConfigError
+from xec_jax.nets.augment import DROPPED
+from xec_jax.nets.faces import face_input
 from xec_jax.tasks import mae
 from xec_jax.tasks.base import example_batch, make_task
 from xec_jax.torch_weights import from_torch
@@ -221,6 +224,12 @@ def test_prediction_is_physical(tiny):
         ("model.maskable=both", "npho or time"),
         ("model.predict_channels=('time',)", "npho"),
         ("model.encoder_dim=100", "multiple of 32"),
+        ("model.hex_decoder_dim=0", "positive"),
+        ("model.time_mask_ratio_scale=0.0", "positive"),
+        ("model.dim_feedforward=0", "positive"),
+        ("model.position=geometry", "did you mean 'geometric'"),
+        ("model.outer_split=both", "normalized or raw"),
+        ("data.augment.channel_dropout=1.0", r"\[0, 1\)"),
     ],
 )
 def test_bad_values(override, message):
@@ -232,6 +241,215 @@ def test_bad_values(override, message):
 
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.time_branch=None"], "predict_channels"),
+        (
+            ["data.time_branch=None", "model.predict_channels=('npho',)", "model.maskable=time"],
+            "nothing could be hidden",
+        ),
+        (
+            [
+                "data.npho_branch=relative_npho",
+                "train.npho_threshold=0.1",
+                "data.augment.energy_scale=0.1",
+            ],
+            "fractions",
+        ),
+    ],
+)
+def test_combinations_that_cannot_work(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make_task(load_config(*overrides))
+
+
+class Flat:
+    """In place of the network: predicts one number everywhere, and keeps what it was shown."""
+
+    def __init__(self, ours, value=0.5):
+        self.ours, self.value = ours, value
+
+    def apply(self, variables, shown, unseen, deterministic, rngs=None):
+        self.shown, self.unseen = shown, unseen
+        shapes = {
+            f.name: getattr(f, "shape", None) or (f.n_nodes,) for f in self.ours.detector.faces
+        }
+        channels = len(self.ours.model.predict_channels)
+        return {
+            name: jnp.full((len(shown), *shape, channels), self.value)
+            for name, shape in shapes.items()
+        }
+
+
+def flat(*overrides):
+    ours = experiment(load_config(*overrides))
+    ours.net = Flat(ours)
+    return ours
+
+
+def test_bright_sensors_are_hidden_more_often_if_asked_to():
+    batch, key = events(4), jax.random.PRNGKey(1)
+    _, valid, even = flat().hide(batch, key)
+    _, _, hidden = flat("model.time_mask_ratio_scale=2.0").hide(batch, key)
+    np.testing.assert_array_equal(hidden.sum(-1), even.sum(-1))
+    bright = np.asarray(valid[:3, :, 0] & (batch["npho"][:3] > 100))
+    dim = np.asarray(valid[:3, :, 0]) & ~bright
+    assert hidden[:3][bright].mean() > even[:3][bright].mean() + 0.05
+    assert hidden[:3][dim].mean() < even[:3][dim].mean() - 0.05
+
+
+@pytest.mark.parametrize(("rule", "cells"), [("painted", 2), ("coarse", 0)])
+def test_sensors_of_the_centre_patch_alone_are_asked_for(rule, cells):
+    """Sensor 4744 has six cells of the fine grid, in two pixels; no coarse cell shows it."""
+    ours, batch = flat(f"model.outer_mask={rule}"), events(1)
+    batch["npho"] = np.full((1, 4760), 500, np.float32)
+    x, valid = mae.encode(ours.transform, batch)
+    hidden = np.zeros((1, 4760), bool)
+    hidden[0, 4744] = True
+    faces = ours.net.apply(None, x, hidden, True)
+    terms = jax.jit(ours.terms)(faces, batch, x, valid, hidden)
+    assert terms["outer_npho"].weight == cells
+    assert all(float(t.weight) == 0 for n, t in terms.items() if not n.startswith("outer"))
+
+
+def test_bright_cells_weigh_more_in_the_photon_loss_if_asked_to():
+    batch, key = events(2), jax.random.PRNGKey(2)
+    ours = flat("train.npho_loss_weight.enabled=true", "train.npho_loss_weight.alpha=0.7")
+    x, valid, hidden = ours.hide(batch, key)
+    faces = ours.reconstruct({}, x, valid, hidden)
+    terms = jax.jit(ours.terms)(faces, batch, x, valid, hidden)
+    plain = jax.jit(flat().terms)(faces, batch, x, valid, hidden)
+    use = np.asarray(hidden[:, :4092])
+    error = 0.5 - np.asarray(x[:, :4092, 0], float)[use]
+    loss = np.where(abs(error) < 1, error**2 / 2, abs(error) - 0.5)
+    weight = (np.maximum(batch["npho"][:, :4092].astype(float)[use], 1) + 1) ** 0.7
+    expected = (weight * loss).sum() / weight.sum()
+    term = terms["inner_npho"]
+    assert float(term.total / term.weight) == pytest.approx(expected, rel=1e-4)
+    for name in plain:
+        if name.endswith("_time"):
+            assert float(terms[name].total) == pytest.approx(float(plain[name].total), rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def balanced():
+    """The loss of the flat network with learned variances, and events."""
+    return jax.jit(flat("train.auto_channel_weight=true").loss), events(4)
+
+
+def total(terms):
+    return sum(float(t.total / t.weight) for t in terms.values() if t.weight > 0)
+
+
+def test_channels_are_balanced_once(balanced):
+    loss, batch = balanced
+    key = jax.random.PRNGKey(3)
+    plain, _ = jax.jit(flat().loss)({}, batch, key)
+    sums = [total({n: t for n, t in plain.items() if n.endswith(c)}) for c in ("npho", "time")]
+    s = np.array([0.3, -1.2], np.float32)
+    terms, metrics = loss({mae.LOG_VARIANCES: s}, batch, key)
+    expected = sum(0.5 * np.exp(-v) * part + 0.5 * v for v, part in zip(s, sums, strict=True))
+    assert total(terms) == pytest.approx(expected, rel=1e-5)
+    for channel, value in zip(("npho", "time"), s, strict=True):
+        mean = metrics[f"channel_logvar_{channel}"]
+        assert float(mean.total / mean.weight) == pytest.approx(value)
+    best, _ = loss({mae.LOG_VARIANCES: np.log(np.float32(sums))}, batch, key)
+    assert total(best) == pytest.approx(sum(0.5 + 0.5 * np.log(sums)), rel=1e-5)
+
+
+def test_the_balance_does_not_depend_on_the_cut_of_the_batch(balanced):
+    loss, batch = balanced
+    params, key = {mae.LOG_VARIANCES: np.float32([0.3, -1.2])}, jax.random.PRNGKey(3)
+    whole, _ = loss(params, batch, key)
+    parts = [loss(params, {k: v[i::2] for k, v in batch.items()}, key)[0] for i in range(2)]
+    merged = jax.tree.map(lambda a, b: a + b, *parts)
+    assert total(merged) == pytest.approx(total(whole), rel=1e-5)
+
+
+def test_events_without_times_leave_the_balance_of_times_alone(balanced):
+    loss, batch = balanced
+    dark = {**batch, "time": np.full_like(batch["time"], 1e10)}
+    terms, _ = loss({mae.LOG_VARIANCES: np.float32([0, 5])}, dark, jax.random.PRNGKey(3))
+    assert terms["balance_time"].weight == 0
+    assert terms["balance_npho"].weight > 0
+
+
+def test_learned_variances_are_parameters_of_their_own_and_do_not_decay():
+    config = load_config("train.auto_channel_weight=true", "model.predict_channels=('npho',)")
+    task = make_task(config)
+    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), example_batch(task.spec, 1))
+    assert shapes[mae.LOG_VARIANCES].shape == (1,)
+    assert any(re.search(p, mae.LOG_VARIANCES) for p in config.optim.no_decay)
+
+
+def test_files_without_times_train_on_photons():
+    ours = flat("data.time_branch=None", "model.predict_channels=('npho',)")
+    batch = {k: v for k, v in events(4).items() if k != "time"}
+    terms, metrics = jax.jit(ours.evaluate)({}, batch, jax.random.PRNGKey(0))
+    found = mae.derive(Tally.means([Tally.pack(metrics, terms)]))
+    faces = ("inner", "us", "ds", "outer", "top", "bot")
+    assert set(terms) == {f"{face}_npho" for face in faces}
+    assert not [name for name in found if "time" in name and name != "time_valid_ratio"]
+    assert found["time_valid_ratio"] == 0
+    assert all(np.isfinite(list(found.values())))
+    arrays = jax.jit(ours.predict)({}, batch)
+    assert np.isnan(arrays["prediction"][..., 1]).all()
+    assert np.isfinite(arrays["prediction"][..., 0]).all()
+    assert len(list(ours.figures({k: np.asarray(v)[:1] for k, v in {**batch, **arrays}.items()})))
+
+
+def test_hidden_counts_are_filled_as_asked():
+    for overrides, fill in (([], 0.0), (["model.fill_npho=-1.0"], -1.0)):
+        ours, batch = flat(*overrides), events(2)
+        x, valid, hidden = ours.hide(batch, jax.random.PRNGKey(0))
+        ours.reconstruct({}, x, valid, hidden)
+        shown = np.asarray(ours.net.shown)
+        assert (shown[np.asarray(hidden)] == [fill, -1.0]).all()
+        np.testing.assert_array_equal(shown[~np.asarray(hidden)], x[~hidden])
+
+
+def test_augmentation_changes_training_and_nothing_else():
+    batch, key = events(3), jax.random.PRNGKey(5)
+    dropping = "data.augment.channel_dropout=0.3"
+    plain, changed = flat(), flat(dropping, "data.augment.npho_noise=0.1")
+    n_plain, n_changed = (
+        float(jax.jit(ours.loss)({}, batch, key)[1]["actual_mask_ratio"].weight)
+        for ours in (plain, changed)
+    )
+    assert n_changed == pytest.approx(0.7 * n_plain, rel=0.03)
+    for name in ("evaluate", "predict"):
+        args = ({}, batch, key) if name == "evaluate" else ({}, batch)
+        results = [jax.jit(getattr(ours, name))(*args) for ours in (plain, changed)]
+        jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_sensors_dropped_as_zeros_are_shown_as_zeros_and_never_asked_for():
+    ours = flat("data.augment.channel_dropout=0.3", "data.augment.channel_dropout_mode=zero")
+    batch = ours.augment(events(2), jax.random.PRNGKey(5))
+    x, valid, hidden = ours.hide(batch, jax.random.PRNGKey(5))
+    dropped = np.asarray(batch[DROPPED])
+    assert (np.asarray(x)[dropped] == 0).all()
+    assert not (np.asarray(hidden) & dropped).any()
+    assert not np.asarray(valid)[dropped].any()
+
+
+def test_photons_divided_as_photons_are_targets_too():
+    """A perfect reconstruction has no loss, and its sensors have their photons."""
+    batch, key = events(2), jax.random.PRNGKey(6)
+    ours = flat("model.outer_split=raw", "model.outer_fine_pool=(1,1)")
+    x, valid, hidden = ours.hide(batch, key)
+    faces = {f.name: face_input(f, x, **ours.view) for f in ours.detector.faces}
+    terms = ours.terms(faces, batch, x, valid, hidden)
+    assert all(float(term.total) == 0 for term in terms.values())
+    predicted, _ = ours.per_sensor(faces)
+    good = np.asarray(valid[..., 0])
+    np.testing.assert_allclose(np.asarray(predicted)[good, 0], x[good, 0], atol=1e-5)
+    plain = flat("model.outer_fine_pool=(1,1)")
+    outer = ours.detector.face("outer")
+    assert float(jnp.abs(faces["outer"] - face_input(outer, x, **plain.view)).max()) > 0.05
 
 
 def test_photons_alone(tiny):

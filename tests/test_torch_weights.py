@@ -82,5 +82,5 @@ def test_a_split_checkpoint_does_not_fit_a_fine_grid(tensors, template):
 
 
 def test_unknown_kinds_are_named():
-    with pytest.raises(ConfigError, match="inpainter"):
-        fill("inpainter", {}, {})
+    with pytest.raises(ConfigError, match=r"one of .*inpainter"):
+        fill("denoiser", {}, {})

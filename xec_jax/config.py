@@ -101,7 +101,7 @@ def _get_config(path: str) -> ConfigDict:
 def _parse(text: str, old: Any) -> Any:
     """Reads an override as a value of the type that the config holds."""
     if isinstance(old, str):
-        return None if text.lower() == "none" else text
+        return None if text == "None" else text  # "none" is a name that some keys know
     if isinstance(old, bool):
         return {"true": True, "1": True, "false": False, "0": False}.get(text.lower(), text)
     if old is None and text.lower() not in ("none", "true", "false"):

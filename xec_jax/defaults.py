@@ -85,6 +85,16 @@ def data() -> ConfigDict:
     c.normalization.npho_threshold = 100.0  # photons; only the `domain` rule uses it here
     c.normalization.invalid_rule = "positive"  # or domain
 
+    c.augment = ConfigDict()  # training only; 0 is off
+    c.augment.channel_dropout = 0.0  # probability of losing a sensor
+    c.augment.channel_dropout_mode = "invalid"  # or zero, the predecessor's
+    c.augment.npho_noise = 0.0  # standard deviation of a sensor's gain, relative
+    c.augment.npho_noise_photons = 0.0  # standard deviation of added noise
+    c.augment.time_jitter = 0.0  # s, standard deviation per sensor
+    c.augment.energy_scale = 0.0  # factor on photons and energy of an event, uniform in 1 +- this
+    c.augment.curriculum_steps = 0  # until then events fainter than
+    c.augment.curriculum_photons = 0.0  # this, times the part still to come, do not count
+
     c.demo = ConfigDict()
     c.demo.kind = "lxe"
     c.demo.events = 2048
@@ -106,9 +116,14 @@ def encoder() -> ConfigDict:
     c.outer_mode = "finegrid"  # or split
     c.outer_fine_pool = (3, 3)  # a divisor of (45, 72); (1, 1) for no pooling
     c.outer_mask = "painted"  # or coarse, the predecessor's
-    c.encoder_dim = 1024
+    c.outer_split = "normalized"  # what the fine grid divides over cells; or raw: photons
+    c.pool_valid_times = True  # False: pooling averages invalid times, too (predecessor, 2026-01)
+    c.zero_hidden_input = True  # False: the first layer sees sentinels (predecessor, 2026-01)
+    c.encoder_dim = 1024  # a multiple of 32 and of num_heads
     c.num_fusion_layers = 2
     c.num_heads = 8
+    c.dim_feedforward = placeholder(int)  # None: 4 encoder_dim
+    c.position = "learned"  # or sinusoidal, geometric, face_type, rotary, none
     c.dropout = 0.1
     c.drop_path_rate = 0.0
     return c

@@ -178,6 +178,11 @@ class Detector:
             expected="one of " + ", ".join(face.name for face in self.faces),
         )
 
+    def face_centers(self) -> np.ndarray:
+        """Returns the mean position of the sensors that each face shows, (t, 3) in cm."""
+        shown = [face.index if isinstance(face, GridFace) else face.sensors for face in self.faces]
+        return np.stack([self.sensors.positions[np.unique(ids)].mean(0) for ids in shown])
+
     def fingerprint(self) -> str:
         """Returns a hash of everything a trained network depends on.
 

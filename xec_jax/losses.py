@@ -6,8 +6,9 @@ behind weight 0 should be finite; `mean_loss` copes with NaN there, in value and
 
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -19,8 +20,13 @@ Loss = Callable[[Array, Array], Array]
 
 
 def smooth_l1(prediction: Array, target: Array, beta: float = 1.0) -> Array:
-    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, with d = prediction - target."""
+    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, with d = prediction - target.
+
+    At beta 0 it is |d|.
+    """
     distance = jnp.abs(prediction - target)
+    if beta == 0:
+        return distance
     square = 0.5 * distance**2 / beta
     return jnp.where(distance < beta, square, distance - 0.5 * beta)
 
@@ -51,17 +57,32 @@ def relative_mse(prediction: Array, target: Array) -> Array:
 
 
 def cosine(prediction: Array, target: Array) -> Array:
-    """1 - cos of the opening angle between directions given as (theta, phi).
+    """1 - cos of the opening angle between two directions.
 
     Args:
-        prediction: (..., 2) in degrees.
-        target: (..., 2) in degrees.
+        prediction: (..., 2), theta and phi in degrees, or (..., 3), a vector of any length.
+        target: The same shape.
 
     Returns:
-        (..., 1).
+        (..., 1). A vector of length 0 counts as perpendicular to everything and is told to
+        grow towards the target.
     """
-    dot = (angles_to_vector(prediction) * angles_to_vector(target)).sum(-1, keepdims=True)
+    dot = (_direction(prediction) * _direction(target)).sum(-1, keepdims=True)
     return 1 - dot
+
+
+def _direction(x: Array) -> Array:
+    if x.shape[-1] == 2:
+        return angles_to_vector(x)
+    # The slope of a length at 0 is NaN, also where a `where` discards it afterwards.
+    square = jnp.square(x).sum(-1, keepdims=True)
+    return x * lax.rsqrt(jnp.where(square > 1e-12, square, 1.0))
+
+
+def wrap_degrees(angle: ArrayLike) -> Array:
+    """Takes whole turns off a difference of angles, which leaves (-180, 180]."""
+    angle = jnp.asarray(angle)
+    return angle - 360.0 * jnp.ceil(angle / 360.0 - 0.5)
 
 
 def gaussian_nll(prediction: Array, target: Array, beta: float = 0.5) -> Array:
@@ -86,6 +107,42 @@ def gaussian_nll(prediction: Array, target: Array, beta: float = 0.5) -> Array:
     return jnp.exp(beta * lax.stop_gradient(log_variance)) * nll
 
 
+def quantile(
+    prediction: Array, target: Array, quantiles: Sequence[float] = (0.16, 0.5, 0.84)
+) -> Array:
+    """Pinball loss, least where each prediction has its share of the targets below it.
+
+    Args:
+        prediction: (..., q k), the k outputs of the first quantile, then those of the next.
+        target: (..., k).
+        quantiles: The q shares, in (0, 1).
+
+    Returns:
+        (..., k), mean over the quantiles.
+
+    Source:
+        Koenker and Bassett 1978, Econometrica 46, 33.
+    """
+    parts = jnp.split(prediction, len(quantiles), -1)
+    excess = [target - part for part in parts]
+    losses = [jnp.maximum(q * e, (q - 1) * e) for q, e in zip(quantiles, excess, strict=True)]
+    return sum(losses, jnp.zeros_like(target)) / len(quantiles)
+
+
+def cross_entropy(prediction: Array, target: Array) -> Array:
+    """Minus the logarithm of the probability that the prediction gives to the true class.
+
+    Args:
+        prediction: (..., c) logits.
+        target: (..., 1), the number of the class from 0, of any type.
+
+    Returns:
+        (..., 1).
+    """
+    is_true = jnp.arange(prediction.shape[-1]) == target.astype(jnp.int32)
+    return -jnp.where(is_true, jax.nn.log_softmax(prediction), 0.0).sum(-1, keepdims=True)
+
+
 LOSSES: dict[str, Callable[..., Array]] = {
     "smooth_l1": smooth_l1,
     # The predecessor's name for smooth_l1; a true Huber loss would be beta times as large.
@@ -97,20 +154,26 @@ LOSSES: dict[str, Callable[..., Array]] = {
     "relative_smooth_l1": relative_smooth_l1,
     "relative_mse": relative_mse,
     "cosine": cosine,
+    "angular": cosine,
     "gaussian_nll": gaussian_nll,
+    "quantile": quantile,
+    "cross_entropy": cross_entropy,
 }
 WITH_BETA = ("smooth_l1", "huber", "relative_smooth_l1", "gaussian_nll")
 
 
-def make_loss(name: str, beta: float | None = None) -> Loss:
+def make_loss(
+    name: str, beta: float | None = None, quantiles: Sequence[float] | None = None
+) -> Loss:
     """Looks up an element-wise loss.
 
     Args:
         name: A key of `LOSSES`.
         beta: Parameter of the losses in `WITH_BETA`, if not their default; others ignore it.
+        quantiles: Parameter of `quantile`, if not its default; others ignore it.
 
     Raises:
-        ConfigError: No loss has this name.
+        ConfigError: No loss has this name, or beta is negative.
     """
     if name not in LOSSES:
         nearest = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0)[0]
@@ -119,8 +182,12 @@ def make_loss(name: str, beta: float | None = None) -> Loss:
             expected="one of " + ", ".join(LOSSES),
             remedy=f"did you mean {nearest!r}?",
         )
+    if name == "quantile" and quantiles is not None:
+        return functools.partial(quantile, quantiles=tuple(quantiles))
     if beta is None or name not in WITH_BETA:
         return LOSSES[name]
+    if not beta >= 0:
+        raise ConfigError(f"loss_beta is {beta}", expected="0 or a positive number")
     return functools.partial(LOSSES[name], beta=beta)
 
 

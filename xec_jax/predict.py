@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xec_jax.errors import EXIT_CODES, ConfigError, run_command
+from xec_jax.errors import EXIT_CODES, ConfigError, DataError, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,14 +203,19 @@ def _wanted(task: "Task", data: Any, files: Sequence[str]) -> list[str]:
     """What to read: the inputs, and of the truth what the files have."""
     from xec_jax.data.manifest import resolve_paths
     from xec_jax.data.root_file import RootFile
+    from xec_jax.nets.faces import CHANNELS
 
     inputs = list(task.spec if task.inputs is None else task.inputs)
     first = resolve_paths(files)[0]
-    file = RootFile(first, data.tree_name)
-    try:
+    with RootFile(first, data.tree_name) as file:
         present = [name for name in task.spec if file.has(name)]
-    finally:
-        file.close()
+        missing = [name for name in inputs if name not in CHANNELS and not file.has(name)]
+    if missing:
+        raise DataError(
+            f"{first}: no branch {missing[0]!r} in tree {data.tree_name!r}",
+            expected=f"{', '.join(inputs)}, which the network reads",
+            remedy="add the branch, or train without what needs it",
+        )
     return list(dict.fromkeys(inputs + present))
 
 

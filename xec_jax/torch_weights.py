@@ -18,7 +18,7 @@ flatten channel by channel. Rows of the packed attention projection are query, k
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,10 +102,71 @@ GRID_DECODER = (
 )
 HEX_DECODER = (
     Rule(r"pos_embed", "position", "table"),
-    Rule(r"proj_in", "stem", "dense"),
+    Rule(r"proj_(?:in|global)", "stem", "dense"),  # its name in January 2026 comes second
     *_under(r"blocks\.(?P<i>\d+)", "block{i}", NEXT_BLOCK),
     Rule(r"head\.0", "norm", "norm"),
     Rule(r"head\.1", "predict", "dense"),
+)
+GRID_CONTEXT = (
+    Rule(r"local_encoder\.0", "mix", "conv"),
+    Rule(r"local_encoder\.1", "norm", "norm"),
+    *_under(r"local_encoder\.3", "block0", NEXT_BLOCK),
+    *_under(r"local_encoder\.4", "block1", NEXT_BLOCK),
+)
+NEIGHBOR_READOUT = (
+    Rule(r"attn_weight", "readout/score", "dense"),
+    Rule(r"masked_pred_head\.0", "readout/hidden", "dense"),
+    Rule(r"masked_pred_head\.2", "readout/predict", "dense"),
+)
+GRID_HEAD = (
+    Rule(r"latent_proj\.0", "token", "dense"),
+    *(Rule(r.pattern, f"context/{r.path}", r.kind) for r in GRID_CONTEXT),
+    Rule(r"global_decoder\.0", "spread", "transposed"),
+    Rule(r"global_decoder\.1", "norm", "norm"),
+    Rule(r"global_decoder\.3", "mix", "conv"),
+    Rule(r"pred_head\.0", "hidden", "conv"),
+    Rule(r"pred_head\.2", "predict", "conv"),
+    *NEIGHBOR_READOUT,
+)
+FINE_GRID_HEAD = (
+    Rule(r"latent_proj\.0", "token", "dense"),
+    *(Rule(r.pattern, f"context/{r.path}", r.kind) for r in GRID_CONTEXT),
+    Rule(r"attn_weight\.0", "score", "dense"),
+    Rule(r"global_decoder\.0", "global0", "dense"),
+    Rule(r"global_decoder\.2", "global1", "dense"),
+    Rule(r"pred_head\.0", "hidden", "dense"),
+    Rule(r"pred_head\.2", "predict", "dense"),
+)
+GRAPH_HEAD = (
+    Rule(r"latent_proj\.0", "token", "dense"),
+    Rule(r"input_proj", "stem", "dense"),
+    *_under(r"gnn_layers\.(?P<i>\d+)", "block{i}", NEXT_BLOCK),
+    Rule(r"global_decoder\.0", "global0", "dense"),
+    Rule(r"global_decoder\.2", "global1", "dense"),
+    Rule(r"pred_head\.0", "norm", "norm"),
+    Rule(r"pred_head\.1", "hidden", "dense"),
+    Rule(r"pred_head\.3", "predict", "dense"),
+    *NEIGHBOR_READOUT,
+)
+CROSS_HEAD = (
+    Rule(r"face_embedding\.weight", "face", "table"),
+    Rule(r"neighbor_proj", "sensor", "dense"),
+    Rule(r"query_proj_local", "sensor_query", "dense"),
+    Rule(r"latent_proj", "token", "dense"),
+    Rule(r"latent_face_proj", "token_face", "dense"),
+    Rule(r"query_proj_global", "token_query", "dense"),
+    Rule(r"k_proj", "key", "dense"),
+    Rule(r"v_proj", "value", "dense"),
+    Rule(r"global_out_proj", "token_out", "dense"),
+    Rule(r"pred_mlp\.0", "norm", "norm"),
+    Rule(r"pred_mlp\.1", "hidden", "dense"),
+    Rule(r"pred_mlp\.3", "predict", "dense"),
+)
+TASK_HEAD = (
+    Rule(r"0", "stem", "dense"),
+    Rule(r"1", "norm", "norm"),
+    Rule(r"4", "expand", "dense"),
+    Rule(r"6", "predict", "dense"),
 )
 RULES: dict[str, tuple[Rule, ...]] = {
     "next_block": NEXT_BLOCK,
@@ -115,16 +176,29 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "grid_decoder": GRID_DECODER,
     "hex_decoder": HEX_DECODER,
     "encoder": ENCODER,
-    "regressor": _under(r"backbone", "encoder", ENCODER),
+    "regressor": (
+        *_under(r"backbone", "encoder", ENCODER),
+        *_under(r"heads\.(?P<task>\w+)", "head_{task}", TASK_HEAD),
+    ),
     "mae": (
         *_under(r"encoder", "encoder", ENCODER),
         *_under(r"dec_(?P<face>\w+)", "decoder_{face}", GRID_DECODER + HEX_DECODER),
     ),
+    "inpainter": (
+        *_under(r"encoder", "encoder", ENCODER),
+        *_under(r"head_(?P<face>inner|us|ds)", "head_{face}", GRID_HEAD),
+        *_under(r"head_outer_sensor", "head_outer", FINE_GRID_HEAD),
+        *_under(r"head_outer", "head_outer_coarse", GRID_HEAD),
+        *_under(r"head_(?P<face>top|bot)", "head_{face}", GRAPH_HEAD),
+        *_under(r"cross_attn_head", "head_cross", CROSS_HEAD),
+    ),
 }
 UNUSED = re.compile(
     r"(.*\.)?(\w+_hex_indices|hex_edge_index|adj_matrix)"  # index maps
-    r"|heads\..*"  # of the regressor
     r"|channel_log_vars"  # belong to the autoencoder's loss
+    r"|\w+_idx|head_\w+\.(edge_index|\w+_indices|\w+_counts|sensor_ids|valid_positions)"  # maps
+    r"|cross_attn_head\.(sensor_positions|knn_indices|face_ids|pos_embed|token_face_ids_map)"
+    r"|((encoder|backbone)\.)?head\..*"  # of old encoders, never used with other heads
 )
 """Tensors left out: no parameters of the networks that are converted here."""
 
@@ -136,8 +210,10 @@ def from_torch(kind: str, tensors: Mapping[str, np.ndarray], config: ConfigDict)
     `model.outer_mask="coarse"`.
 
     Args:
-        kind: `mae` gives the parameters of the whole autoencoder; `encoder` (a bare encoder) and
-            `regressor` (its encoder; the heads are left out) those of the encoder.
+        kind: `mae` and `inpainter` give the parameters of the whole network, and so does
+            `regressor` if the config is one of a regression; for other configs it gives those of
+            the encoder, as `encoder` (a bare one) does. Heads of quantities that the config does
+            not have are left out.
         tensors: Arrays by the predecessor's names, all of them.
         config: Resolved config of a task with an encoder, `configs/mae.py` for instance.
 
@@ -154,7 +230,7 @@ def from_torch(kind: str, tensors: Mapping[str, np.ndarray], config: ConfigDict)
 
     task = make_task(config)
     template = jax.eval_shape(task.init, jax.random.PRNGKey(0), example_batch(task.spec, 2))
-    if kind == "mae":
+    if kind in ("mae", "inpainter") or (kind, config.task) == ("regressor", "regress"):
         return fill(kind, tensors, template)
     if kind == "regressor":
         return fill(kind, tensors, {"encoder": template["encoder"]})["encoder"]
@@ -167,8 +243,8 @@ def fill(
     """Fills a parameter tree; every tensor has to fit and every parameter to be filled.
 
     Args:
-        kind: `encoder`, `regressor` (its encoder; the heads are left out), `mae`, or a part of
-            them, a key of `RULES`.
+        kind: A network or a part of one, a key of `RULES`. Of a `regressor`, heads that the
+            template does not have are left out.
         tensors: Arrays by the predecessor's names.
         template: The parameter tree to fill, any leaves with a shape; for instance that of
             `jax.eval_shape(net.init, key, x)["params"]`.
@@ -185,8 +261,11 @@ def fill(
     wanted = {path: tuple(leaf.shape) for path, leaf in _leaves(template)}
     filled: dict[str, np.ndarray] = {}
     problems = []
+    if "decoder_outer_coarse" in template:  # split mode: of the outer face, the coarse map
+        tensors = {re.sub(r"^dec_outer\.", "dec_outer_coarse.", n): t for n, t in tensors.items()}
+    left_out = set(unused(kind, tensors, template))
     for name, tensor in tensors.items():
-        if UNUSED.fullmatch(name):
+        if name in left_out:
             continue
         path, lay_out = _find(name, RULES[kind])
         if path not in wanted:
@@ -208,6 +287,23 @@ def fill(
             remedy="set the model's widths, layers and outer mode to those of the checkpoint",
         )
     return _nested(filled)
+
+
+def unused(kind: str, names: Iterable[str], template: Mapping[str, Any]) -> list[str]:
+    """Returns the tensors that are left out: index maps, and heads that the template lacks.
+
+    Args:
+        kind: A key of `RULES`.
+        names: The predecessor's names.
+        template: The parameter tree that is filled.
+    """
+
+    def is_unused(name: str) -> bool:
+        head = _find(name, RULES[kind])[0].split("/")[0]
+        is_idle = kind == "regressor" and head.startswith("head_") and head not in template
+        return is_idle or UNUSED.fullmatch(name) is not None
+
+    return [name for name in names if is_unused(name)]
 
 
 def _find(name: str, rules: tuple[Rule, ...]) -> tuple[str, Layout]:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from xec_jax.data.reweight import bins_of, reweighted
 from xec_jax.data.root import RootSource
 from xec_jax.data.source import Source
 from xec_jax.errors import ConfigError
@@ -39,6 +40,7 @@ def open_source(
         npho_branch=config.npho_branch,
         time_branch=config.time_branch if "time" in wanted else None,
         extra=tuple(dict.fromkeys([*branches, *config.extra_branches])),
+        real=[name for name in branches if name not in config.extra_branches],
         shuffle=shuffle and config.shuffle,
         shuffle_buffer=config.shuffle_buffer,
         max_ram_gb=config.max_ram_gb,
@@ -58,7 +60,8 @@ def open_sources(
         ConfigError: Unknown kind of source.
         DataError: A file that cannot be used, or none at all.
     """
-    train = open_source(config, config.train, wanted=wanted, shuffle=True)
+    train = open_source(config, config.train, wanted=[*wanted, *bins_of(config)], shuffle=True)
+    train = reweighted(train, config)
     if config.valid is None:
         return train, {}
     return train, {"valid": open_source(config, config.valid, wanted=wanted)}

@@ -41,6 +41,8 @@ class RootSource:
         time_branch: Branch behind `time`; None for files without times, and no such key.
         extra: Further branches with the shape of one event, or their names alone. A branch that
             no file has is left out of `spec`.
+        real: Keys of `extra` that become float32 even if the files hold whole numbers, because
+            a network is to compute with them.
         n_sensors: Number of photosensors.
         shuffle: False keeps the order of the files in training, too.
         shuffle_buffer: Events that are mixed completely.
@@ -66,6 +68,7 @@ class RootSource:
         npho_branch: str = "npho",
         time_branch: str | None = "relative_time",
         extra: Mapping[str, tuple[int, ...] | None] | Collection[str] = (),
+        real: Collection[str] = (),
         n_sensors: int = 4760,
         shuffle: bool = True,
         shuffle_buffer: int = 16384,
@@ -88,7 +91,7 @@ class RootSource:
         if absent := [name for name in extra if name not in columns]:
             logger.warning("%s: no branch %s; batches come without it", path, ", ".join(absent))
         self.spec: Spec = {
-            key: (columns[name][0], _batch_dtype(key, columns[name][1]))
+            key: (columns[name][0], _batch_dtype(key, columns[name][1], real))
             for key, name in branches.items()
         } | {"weight": ((), np.dtype(np.float32))}
         for key, name in branches.items():
@@ -219,6 +222,7 @@ class RootSource:
         return window
 
 
-def _batch_dtype(key: str, dtype: np.dtype) -> np.dtype:
+def _batch_dtype(key: str, stored: np.dtype, real: Collection[str]) -> np.dtype:
     """Returns what a branch becomes: float32, or int64 for identifiers."""
-    return np.dtype(np.float32 if key in ("npho", "time") or dtype.kind == "f" else np.int64)
+    is_real = key in ("npho", "time", *real) or stored.kind == "f"
+    return np.dtype(np.float32 if is_real else np.int64)

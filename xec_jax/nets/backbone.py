@@ -20,9 +20,11 @@ class FaceBackbone(nn.Module):
 
     Attributes:
         width: Channels before the downsampling, twice as many after it.
+        zero_hidden: Zero hidden cells at the input, too, and not in the blocks alone.
     """
 
     width: int = 32
+    zero_hidden: bool = True
     drop_path: float = 0.0
     portable: bool = False
     dtype: DTypeLike = jnp.float32
@@ -40,7 +42,7 @@ class FaceBackbone(nn.Module):
             (b, 32 width), the 4 x 4 map flattened channel by channel.
         """
         x = x.astype(self.dtype)
-        if hidden is not None:
+        if hidden is not None and self.zero_hidden:
             x = x * (~hidden[..., None]).astype(x.dtype)
         x = Conv(self.width, 4, 1, 1, self.dtype, name="stem")(x)
         x = LayerNorm(1e-6, dtype=self.dtype, name="stem_norm")(x)

@@ -3,6 +3,10 @@
 A fine-grid face shows one sensor on several cells. On the way in a cell gets its share of the
 photons and a copy of the time; on the way back photons are summed and times averaged over the
 cells that a sensor owns.
+
+What is divided and summed is the normalized value, as in the predecessor, although log(n) / 15 is
+not log(n / 15). Given the input transform as `photons`, the functions undo it, divide or sum
+photons, and normalize again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +17,20 @@ from jax import lax
 
 from xec_jax.errors import ShapeError
 from xec_jax.geometry import Face, GraphFace, GridFace
+from xec_jax.transforms import SensorTransform
 from xec_jax.types import Array
 
+HIGHEST = lax.Precision.HIGHEST
 CHANNELS = ("npho", "time")
 """Features of a sensor, in the order of the last axis."""
 
 
-def face_input(face: Face, x: Array, sentinel_time: float | None = None) -> Array:
+def face_input(
+    face: Face,
+    x: Array,
+    sentinel_time: float | None = None,
+    photons: SensorTransform | None = None,
+) -> Array:
     """Shows the sensors of one face.
 
     Args:
@@ -27,6 +38,8 @@ def face_input(face: Face, x: Array, sentinel_time: float | None = None) -> Arra
         x: (b s 2), normalized npho and time.
         sentinel_time: Value that marks an invalid time; pooling leaves it out of the mean, and
             a pixel without a valid time gets it. None pools all times alike.
+        photons: Transform that `x` was made with, to divide and pool photons. Its sentinel marks
+            invalid counts, which are treated like invalid times.
 
     Returns:
         (b h w 2) or (b n 2).
@@ -36,14 +49,18 @@ def face_input(face: Face, x: Array, sentinel_time: float | None = None) -> Arra
     x = jnp.take(x, face.index, 1, mode="clip")
     if face.is_plain:
         return x
-    npho, time = x[..., 0] * face.share, x[..., 1]
+    npho, time = x[..., 0], x[..., 1]
+    if photons is None:
+        npho = _pool_mean(npho * face.share, face.pool)
+    else:
+        sentinel = photons.sentinel_npho
+        count = photons.npho_inverse(npho) * face.share
+        count, is_valid = _pool_valid(count, npho != sentinel, face.pool)
+        npho = jnp.where(is_valid, photons.npho(count), sentinel)
     if sentinel_time is None:
-        return jnp.stack([_pool_mean(npho, face.pool), _pool_mean(time, face.pool)], -1)
-    is_valid = (time != sentinel_time).astype(x.dtype)
-    share_valid = _pool_mean(is_valid, face.pool)
-    time = _pool_mean(time * is_valid, face.pool) / jnp.where(share_valid > 0, share_valid, 1)
-    time = jnp.where(share_valid > 0, time, sentinel_time)
-    return jnp.stack([_pool_mean(npho, face.pool), time], -1)
+        return jnp.stack([npho, _pool_mean(time, face.pool)], -1)
+    time, is_valid = _pool_valid(time, time != sentinel_time, face.pool)
+    return jnp.stack([npho, jnp.where(is_valid, time, sentinel_time)], -1)
 
 
 def face_mask(face: Face, mask: Array) -> Array:
@@ -78,19 +95,32 @@ def _pool_mean(x: Array, pool: tuple[int, int]) -> Array:
     return x if pool == (1, 1) else _cells(x, pool).mean((2, 4))
 
 
+def _pool_valid(x: Array, valid: Array, pool: tuple[int, int]) -> tuple[Array, Array]:
+    """Mean over the valid cells of each pixel (0 without any), and whether there are any."""
+    share = _pool_mean(valid.astype(x.dtype), pool)
+    mean = _pool_mean(jnp.where(valid, x, 0), pool) / jnp.where(share > 0, share, 1)
+    return mean, share > 0
+
+
 def owned_sensors(face: Face) -> np.ndarray:
     """Returns the sensors that a prediction on the face determines, ascending int32 (m,)."""
     ids = face.sensors if isinstance(face, GraphFace) else face.owner[face.owner >= 0]
     return np.unique(ids)
 
 
-def face_to_sensors(face: Face, values: Array, channels: Sequence[str] = CHANNELS) -> Array:
+def face_to_sensors(
+    face: Face,
+    values: Array,
+    channels: Sequence[str] = CHANNELS,
+    photons: SensorTransform | None = None,
+) -> Array:
     """Turns values on a face into values of its sensors.
 
     Args:
         face: Grid or graph.
         values: (b h w f) or (b n f), the features named in `channels`.
         channels: `npho` is summed over the cells that a sensor owns, all else averaged.
+        photons: Transform that the values are normalized with, to sum photons.
 
     Returns:
         (b m f) in the order of `owned_sensors`.
@@ -111,15 +141,17 @@ def face_to_sensors(face: Face, values: Array, channels: Sequence[str] = CHANNEL
         return jnp.take(flat, order, 1, mode="clip")
     n_cells = _cell_counts(face)
     total = n_cells.sum(1, keepdims=True)
-    columns = [
-        jnp.matmul(
-            n_cells if name == "npho" else n_cells / total,
-            flat[..., i, None],
-            precision=lax.Precision.HIGHEST,
-        )
-        for i, name in enumerate(channels)
-    ]
-    return jnp.concatenate(columns, -1)
+    columns = []
+    for i, name in enumerate(channels):
+        matrix = (n_cells if name == "npho" else n_cells / total).T
+        column = flat[..., i]
+        if name == "npho" and photons is not None:
+            count = jnp.matmul(photons.npho_inverse(column), matrix, precision=HIGHEST)
+            # Predictions may be negative; a sum of them may leave the domain of a logarithm.
+            columns.append(photons.npho(jnp.maximum(count, photons.domain_min)))
+        else:
+            columns.append(jnp.matmul(column, matrix, precision=HIGHEST))
+    return jnp.stack(columns, -1)
 
 
 def _cell_counts(face: GridFace) -> np.ndarray:
@@ -139,6 +171,7 @@ def sensors_from_faces(
     n_sensors: int,
     channels: Sequence[str] = CHANNELS,
     fill: float = np.nan,
+    photons: SensorTransform | None = None,
 ) -> Array:
     """Assembles the predictions on all faces into one array of sensors.
 
@@ -148,12 +181,13 @@ def sensors_from_faces(
         n_sensors: Length of the sensor axis.
         channels: Names of the features, see `face_to_sensors`.
         fill: Value of sensors that no face determines. An exported network wants a finite one.
+        photons: As in `face_to_sensors`.
 
     Returns:
         (b s f).
     """
     shown = [face for face in faces if face.name in values]
-    parts = [face_to_sensors(face, values[face.name], channels) for face in shown]
+    parts = [face_to_sensors(face, values[face.name], channels, photons) for face in shown]
     ids = np.concatenate([owned_sensors(face) for face in shown])
     packed = jnp.concatenate(parts, 1)
     packed = jnp.pad(packed, ((0, 0), (0, 1), (0, 0)), constant_values=fill)

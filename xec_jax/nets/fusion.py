@@ -7,6 +7,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from xec_jax.nets.layers import Dense, LayerNorm, gelu
+from xec_jax.nets.positions import rotate
 from xec_jax.types import Array
 
 
@@ -16,10 +17,12 @@ class SelfAttention(nn.Module):
     Attributes:
         n_heads: Heads of width d / n_heads each.
         dropout: Probability of dropping an attention weight in training.
+        rotary: Turn queries and keys by the place of their token.
     """
 
     n_heads: int = 8
     dropout: float = 0.0
+    rotary: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -30,7 +33,9 @@ class SelfAttention(nn.Module):
         query, key, value = jnp.moveaxis(
             project(x).reshape(-1, t, 3, self.n_heads, d // self.n_heads), 2, 0
         )
-        scores = jnp.einsum("bqkc,btkc->bkqt", query, key).astype(jnp.float32)
+        if self.rotary:
+            query, key = rotate(query), rotate(key)
+        scores = jnp.einsum("bqkc,btkc->bkqt", query, key, preferred_element_type=jnp.float32)
         scores = scores * (d // self.n_heads) ** -0.5
         weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
         weights = weights / weights.sum(-1, keepdims=True)
@@ -46,11 +51,13 @@ class FusionLayer(nn.Module):
         n_heads: Attention heads.
         hidden_width: Width inside the feed-forward part; 4 d if not given.
         dropout: Rate in all four places: attention weights, both sums, inside the feed-forward.
+        rotary: As in `SelfAttention`.
     """
 
     n_heads: int = 8
     hidden_width: int | None = None
     dropout: float = 0.1
+    rotary: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -58,7 +65,9 @@ class FusionLayer(nn.Module):
         """Maps (b t d) to the same shape."""
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         width = x.shape[-1]
-        attention = SelfAttention(self.n_heads, self.dropout, self.dtype, name="attention")
+        attention = SelfAttention(
+            self.n_heads, self.dropout, self.rotary, self.dtype, name="attention"
+        )
         y = drop(attention(x, deterministic))
         x = LayerNorm(1e-5, dtype=self.dtype, name="attention_norm")(x + y)
         y = gelu(Dense(self.hidden_width or 4 * width, self.dtype, name="expand")(x))
@@ -77,6 +86,7 @@ class FusionTransformer(nn.Module):
     n_heads: int = 8
     hidden_width: int | None = None
     dropout: float = 0.1
+    rotary: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -85,7 +95,12 @@ class FusionTransformer(nn.Module):
         x = x.astype(self.dtype)
         for i in range(self.n_layers):
             layer = FusionLayer(
-                self.n_heads, self.hidden_width, self.dropout, self.dtype, name=f"layer{i}"
+                self.n_heads,
+                self.hidden_width,
+                self.dropout,
+                self.rotary,
+                self.dtype,
+                name=f"layer{i}",
             )
             x = layer(x, deterministic)
         return x

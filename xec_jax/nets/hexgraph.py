@@ -89,11 +89,13 @@ class HexEncoder(nn.Module):
         features: Width of the token.
         width: Channels of a node.
         n_blocks: Number of HexNeXt blocks.
+        zero_hidden: Zero hidden nodes at the input, too, and not in the blocks alone.
     """
 
     features: int = 1024
     width: int = 96
     n_blocks: int = 4
+    zero_hidden: bool = True
     drop_path: float = 0.0
     portable: bool = False
     dtype: DTypeLike = jnp.float32
@@ -108,7 +110,7 @@ class HexEncoder(nn.Module):
     ) -> Array:
         """Encodes (b n f) to (b features); `hidden`, bool (b n): nodes not to be seen."""
         x = x.astype(self.dtype)
-        if hidden is not None:
+        if hidden is not None and self.zero_hidden:
             x = x * (~hidden[..., None]).astype(x.dtype)
         x = Dense(self.width, self.dtype, name="stem")(x)
         x = gelu(LayerNorm(1e-5, dtype=self.dtype, name="stem_norm")(x))

@@ -81,12 +81,14 @@ class MaskedAutoencoder(nn.Module):
     Attributes:
         encoder: Its faces are decoded, save those that ask not to be.
         decoder_dim: Width of the decoders.
+        hex_decoder_dim: Width of those of graph faces, if another.
         predict_channels: Features to reconstruct, of `npho` and `time`.
     """
 
     encoder: XecEncoder
     decoder_dim: int = 128
     predict_channels: tuple[str, ...] = CHANNELS
+    hex_decoder_dim: int | None = None
 
     @nn.compact
     def __call__(
@@ -108,11 +110,12 @@ class MaskedAutoencoder(nn.Module):
         for i, face in enumerate(self.encoder.faces):
             if not face.is_decoded:
                 continue
-            common: dict[str, Any] = {"out": out, "width": self.decoder_dim, "dtype": dtype}
-            common["name"] = f"decoder_{face.name}"
+            common: dict[str, Any] = {"out": out, "dtype": dtype, "name": f"decoder_{face.name}"}
             if isinstance(face, GraphFace):
-                decode: nn.Module = HexDecoder(face, portable=self.encoder.portable, **common)
+                width = self.hex_decoder_dim or self.decoder_dim
+                portable = self.encoder.portable
+                decode: nn.Module = HexDecoder(face, width=width, portable=portable, **common)
             else:
-                decode = GridDecoder(face.shape, **common)
+                decode = GridDecoder(face.shape, width=self.decoder_dim, **common)
             faces[face.name] = decode(tokens[:, i])
         return faces

@@ -1,5 +1,7 @@
 """What the experiments on the calorimeter share: detector, input transform, encoder, events."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,16 @@ from ml_collections import ConfigDict
 
 from xec_jax.errors import ConfigError
 from xec_jax.geometry import Detector, make_detector
+from xec_jax.nets.augment import DROPPED, Augmentation
 from xec_jax.nets.encoder import XecEncoder
 from xec_jax.nets.faces import CHANNELS
+from xec_jax.nets.positions import check_position
 from xec_jax.tasks.base import Spec
 from xec_jax.transforms import SensorTransform
 from xec_jax.types import Array, Batch, Key
 
+ENCODER_FACTS = ("num_heads", "position", "outer_split", "pool_valid_times", "zero_hidden_input")
+SPLITS = ("normalized", "raw")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -27,18 +33,39 @@ def transform_of(config: ConfigDict) -> SensorTransform:
     return SensorTransform(**config.data.normalization.to_dict())
 
 
+def augmentation_of(config: ConfigDict) -> Augmentation:
+    """Builds what changes training events, (batch, key) -> batch, from `data.augment`.
+
+    A task applies it first thing in its loss, and nowhere else.
+    """
+    return Augmentation(**config.data.augment.to_dict())
+
+
+def view_of(config: ConfigDict) -> dict[str, Any]:
+    """Returns how a fine grid is filled: keyword arguments of `face_input` and the encoder."""
+    transform = transform_of(config)
+    return {
+        "sentinel_time": transform.sentinel_time if config.model.pool_valid_times else None,
+        "photons": transform if config.model.outer_split == "raw" else None,
+    }
+
+
 def encoder_of(config: ConfigDict) -> XecEncoder:
     """Builds the encoder that the `model` group describes."""
-    model = config.model
+    model, detector = config.model, detector_of(config)
     return XecEncoder(
-        detector_of(config).faces,
+        detector.faces,
         dim=model.encoder_dim,
         n_layers=model.num_fusion_layers,
         n_heads=model.num_heads,
         dropout=model.dropout,
         drop_path=model.drop_path_rate,
-        sentinel_time=transform_of(config).sentinel_time,
+        hidden_width=model.dim_feedforward,
+        position=model.position,
+        centers=tuple((float(x), float(y), float(z)) for x, y, z in detector.face_centers()),
+        zero_hidden_input=model.zero_hidden_input,
         dtype=DTYPES[config.train.precision],
+        **view_of(config),
     )
 
 
@@ -50,6 +77,8 @@ def record_of(config: ConfigDict) -> dict:
         "detector": detector.variant,
         "normalization": transform_of(config).as_dict(),
         "branches": {"npho": config.data.npho_branch, "time": config.data.time_branch},
+        # What the encoder's weights mean, and their shapes do not tell.
+        "encoder": {key: config.model[key] for key in ENCODER_FACTS},
     }
 
 
@@ -70,9 +99,20 @@ def check(config: ConfigDict) -> None:
             expected="a threshold in the unit of data.npho_branch",
             remedy="data.npho_branch=npho, or train.npho_threshold below 1 and the legacy scale",
         )
-    for key in ("encoder_dim", "num_heads", "num_fusion_layers"):
-        if config.model[key] < 1:
-            raise ConfigError(f"model.{key} is {config.model[key]}", expected="a positive number")
+    for key in ("encoder_dim", "num_heads", "num_fusion_layers", "dim_feedforward"):
+        if (value := config.model[key]) is not None and value < 1:
+            raise ConfigError(f"model.{key} is {value}", expected="a positive number")
+    check_position(config.model.position)
+    if config.model.outer_split not in SPLITS:
+        found = f"model.outer_split is {config.model.outer_split!r}"
+        raise ConfigError(found, expected=" or ".join(SPLITS))
+    augment = augmentation_of(config)
+    if "relative" in config.data.npho_branch and augment.energy_scale:
+        raise ConfigError(
+            f"data.augment.energy_scale is {augment.energy_scale}, but {config.data.npho_branch} "
+            "holds fractions, which do not change with the energy",
+            expected="data.npho_branch=npho, or data.augment.energy_scale=0",
+        )
 
 
 def check_channels(config: ConfigDict) -> None:
@@ -101,12 +141,17 @@ def sensor_spec(config: ConfigDict, detector: Detector) -> Spec:
 def encode(transform: SensorTransform, batch: Batch) -> tuple[Array, Array]:
     """Builds the network input of a batch: x (b s 2) and validity bool (b s 2).
 
-    Events without `time` have no valid time anywhere.
+    Events without `time` have no valid time anywhere. Sensors that an augmentation dropped as
+    zeros are 0 in both features and not valid.
     """
     time = batch.get("time")
     if time is None:
         time = jnp.full_like(batch["npho"], jnp.inf)
-    return transform.encode(batch["npho"], time)
+    x, valid = transform.encode(batch["npho"], time)
+    if DROPPED in batch:
+        kept = ~batch[DROPPED][..., None]
+        x, valid = jnp.where(kept, x, 0.0), valid & kept
+    return x, valid
 
 
 def dropout_key(key: Key, batch: Batch) -> Key:

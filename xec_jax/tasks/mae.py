@@ -3,7 +3,8 @@
 Per face f and channel c the loss is sum(M w l) / sum(M w) over the whole batch, M the hidden
 cells of the face; the loss is the sum over faces and channels, so 73 PMTs count as much as 4092
 SiPMs. Times count only where the sensor saw more than `npho_threshold` photons, weighted by
-sqrt(npho).
+sqrt(npho). With `train.auto_channel_weight` each channel's sum over faces L becomes
+exp(-s) L / 2 + s / 2 with a learned s.
 
 Source: training objective of the PyTorch predecessor, with the same masking in training and
 validation, and with the masks of all outer sensors honored (`geometry.make_detector`).
@@ -32,10 +33,20 @@ from xec_jax.nets.mae import MaskedAutoencoder
 from xec_jax.nets.masking import event_noise, hide_sensors
 from xec_jax.tasks import calorimeter
 from xec_jax.tasks.base import Task
-from xec_jax.tasks.calorimeter import detector_of, dropout_key, encode, encoder_of, transform_of
+from xec_jax.tasks.calorimeter import (
+    augmentation_of,
+    detector_of,
+    dropout_key,
+    encode,
+    encoder_of,
+    transform_of,
+    view_of,
+)
 from xec_jax.transforms import SensorTransform
 from xec_jax.types import Array, Batch, Key, Mean, Metrics, Params, Terms
 
+LOG_VARIANCES = "channel_log_vars"
+"""Parameters float32 (f,): the learned log variances of the channels."""
 UNITS = {"mae_photons": "photons", "mae_time_ns": "ns"}
 
 
@@ -53,16 +64,23 @@ def check(config: ConfigDict) -> None:
     if config.model.maskable not in CHANNELS:
         found = f"model.maskable is {config.model.maskable!r}"
         raise ConfigError(found, expected=" or ".join(CHANNELS))
-    if config.model.decoder_dim < 1:
-        found = f"model.decoder_dim is {config.model.decoder_dim}"
-        raise ConfigError(found, expected="a positive number")
+    if config.model.maskable == "time" and config.data.time_branch is None:
+        raise ConfigError(
+            "model.maskable is 'time', but data.time_branch is None: nothing could be hidden",
+            expected="model.maskable=npho for files without times",
+        )
+    for key in ("decoder_dim", "hex_decoder_dim", "time_mask_ratio_scale"):
+        if (value := config.model[key]) is not None and not value > 0:
+            raise ConfigError(f"model.{key} is {value}", expected="a positive number")
 
 
 def make_network(config: ConfigDict) -> MaskedAutoencoder:
     """Builds the network that the `model` group describes."""
-    channels = tuple(config.model.predict_channels)
-    encoder = encoder_of(config)
-    return MaskedAutoencoder(encoder, config.model.decoder_dim, predict_channels=channels)
+    model = config.model
+    channels = tuple(model.predict_channels)
+    return MaskedAutoencoder(
+        encoder_of(config), model.decoder_dim, channels, hex_decoder_dim=model.hex_decoder_dim
+    )
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -100,11 +118,15 @@ class _Experiment:
     ) -> None:
         self.detector, self.transform, self.net = detector, transform, net
         self.model, self.train = config.model, config.train
+        self.augment, self.view = augmentation_of(config), view_of(config)
         self.pointwise = make_loss(config.train.loss_fn, beta=config.train.loss_beta)
 
     def init(self, key: Key, batch: Batch) -> Params:
         x, _, hidden = self.hide(batch, key)
-        return self.net.init(key, x, hidden)["params"]
+        params = self.net.init(key, x, hidden)["params"]
+        if self.train.auto_channel_weight:
+            params = {**params, LOG_VARIANCES: jnp.zeros(len(self.model.predict_channels))}
+        return params
 
     def hide(self, batch: Batch, key: Key) -> tuple[Array, Array, Array]:
         """Encodes events and chooses what to hide.
@@ -134,8 +156,8 @@ class _Experiment:
         self, params: Params, x: Array, valid: Array, hidden: Array, dropout: Key | None = None
     ) -> dict[str, Array]:
         """Runs the network on events with hidden sensors."""
-        t = self.transform
-        fill = jnp.array([t.sentinel_npho, t.sentinel_time], x.dtype)
+        t, npho = self.transform, self.model.fill_npho
+        fill = jnp.array([t.sentinel_npho if npho is None else npho, t.sentinel_time], x.dtype)
         shown = jnp.where(hidden[..., None], fill, x)
         unseen = hidden | ~valid[..., CHANNELS.index(self.model.maskable)]
         rngs = None if dropout is None else {"dropout": dropout}
@@ -143,9 +165,11 @@ class _Experiment:
         return cast(dict[str, Array], faces)
 
     def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
+        batch = self.augment(batch, key)
         x, valid, hidden = self.hide(batch, key)
         faces = self.reconstruct(params, x, valid, hidden, dropout_key(key, batch))
-        return self.terms(faces, batch, x, valid, hidden), self.counts(batch, valid, hidden)
+        terms = self.balance(self.terms(faces, batch, x, valid, hidden), params)
+        return terms, self.counts(batch, valid, hidden, params)
 
     def terms(
         self, faces: Mapping[str, Array], batch: Batch, x: Array, valid: Array, hidden: Array
@@ -159,14 +183,16 @@ class _Experiment:
         for face in self.detector.faces:
             if face.name not in faces:
                 continue
-            target = face_input(face, x, self.transform.sentinel_time)
+            target = face_input(face, x, **self.view)
             pixel_shape = target.shape[1:-1]
             event = batch["weight"].reshape(-1, *(1 for _ in pixel_shape))
             weight = {"npho": face_mask(face, hidden) * event}
             weight["time"] = weight["npho"] * face_mask(face, is_timed)
+            mean = face_mean(face, photons)
             if self.train.use_npho_time_weight:
-                mean = face_mean(face, photons)
                 weight["time"] *= jnp.sqrt(jnp.maximum(mean, threshold))
+            if self.train.npho_loss_weight.enabled:
+                weight["npho"] *= (jnp.maximum(mean, 1) + 1) ** self.train.npho_loss_weight.alpha
             for i, channel in enumerate(self.model.predict_channels):
                 prediction = faces[face.name][..., i]
                 term = mean_loss(self.pointwise, prediction, target[..., i], weight[channel])
@@ -174,24 +200,46 @@ class _Experiment:
                 terms[f"{face.name}_{channel}"] = scaled
         return terms
 
-    def counts(self, batch: Batch, valid: Array, hidden: Array) -> Metrics:
-        """How much was hidden, and how much of it has a time to learn."""
+    def balance(self, terms: Terms, params: Params) -> Terms:
+        """Weighs the channels by their learned variances, once for all faces of a channel.
+
+        exp(s) tends to the loss of the channel summed over the faces. The predecessor adds s / 2
+        for every face, so its exp(s) tends to their mean; the balance is the same.
+        """
+        if not self.train.auto_channel_weight:
+            return terms
+        balanced = {}
+        for i, channel in enumerate(self.model.predict_channels):
+            log_variance = params[LOG_VARIANCES][i]
+            weight = jnp.float32(0)
+            for name, term in terms.items():
+                if name.endswith(f"_{channel}"):
+                    balanced[name] = Mean(0.5 * jnp.exp(-log_variance) * term.total, term.weight)
+                    weight += term.weight
+            # With the weight of all cells, so that a batch that has none teaches nothing.
+            balanced[f"balance_{channel}"] = Mean(0.5 * log_variance * weight, weight)
+        return balanced
+
+    def counts(self, batch: Batch, valid: Array, hidden: Array, params: Params) -> Metrics:
+        """How much was hidden, how much of it has a time to learn, and the learned balance."""
         event = batch["weight"][:, None]
         is_maskable = valid[..., CHANNELS.index(self.model.maskable)]
         is_timed = valid[..., 1] & (batch["npho"] > self.train.npho_threshold)
-        return {
+        counts = {
             "actual_mask_ratio": Mean((hidden * event).sum(), (is_maskable * event).sum()),
             "time_valid_ratio": mean_of(is_timed * 1.0, hidden * event),
         }
+        if self.train.auto_channel_weight:
+            for channel, s in zip(self.model.predict_channels, params[LOG_VARIANCES], strict=True):
+                counts[f"channel_logvar_{channel}"] = Mean(s * event.sum(), event.sum())
+        return counts
 
     def evaluate(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
         """Loss terms, and errors per sensor: each sensor counts once, also on the fine grid."""
         x, valid, hidden = self.hide(batch, key)
         faces = self.reconstruct(params, x, valid, hidden)
-        terms, metrics = (
-            self.terms(faces, batch, x, valid, hidden),
-            self.counts(batch, valid, hidden),
-        )
+        terms = self.balance(self.terms(faces, batch, x, valid, hidden), params)
+        metrics = self.counts(batch, valid, hidden, params)
         predicted, known = self.per_sensor(faces)
         counted = hidden & known & (batch["weight"][:, None] > 0)
         photons = jnp.where(valid[..., 0], batch["npho"], 0.0)
@@ -223,7 +271,8 @@ class _Experiment:
         """Predictions (b s f), normalized, and which sensors any face determines (s,)."""
         shown = [face for face in self.detector.faces if face.name in faces]
         n = self.detector.n_sensors
-        values = sensors_from_faces(shown, faces, n, self.model.predict_channels, fill=0.0)
+        channels, photons = self.model.predict_channels, self.view["photons"]
+        values = sensors_from_faces(shown, faces, n, channels, fill=0.0, photons=photons)
         known = np.isin(np.arange(n), np.concatenate([owned_sensors(face) for face in shown]))
         return values, known
 

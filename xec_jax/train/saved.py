@@ -17,7 +17,7 @@ from xec_jax.train.step import init_state
 from xec_jax.train.workdir import open_workdir
 from xec_jax.types import Params
 
-COMPARED = ("geometry", "normalization", "branches")
+COMPARED = ("geometry", "normalization", "branches", "encoder")
 """Facts of a task's record that two runs must share to exchange weights."""
 
 

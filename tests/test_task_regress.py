@@ -1,0 +1,604 @@
+"""The regression task: targets and their forms, losses, metrics, refusals, and a small network."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xec_jax import config as configs
+from xec_jax import metrics
+from xec_jax.data.root_writer import write_tree
+from xec_jax.errors import ConfigError, DataError
+from xec_jax.kinematics import angles_to_vector
+from xec_jax.losses import ratio
+from xec_jax.sim.lxe import simulate_range
+from xec_jax.targets import QUANTITIES, Target
+from xec_jax.tasks import regress
+from xec_jax.tasks.base import example_batch, make_task, prepare
+from xec_jax.train.step import Tally
+from xec_jax.types import Mean
+
+RNG = np.random.default_rng(0)
+FOUR = ("angle", "energy", "timing", "uvwFI")
+
+
+def load_config(*overrides, variant="default", train="x"):
+    texts = [f"--config.{text}" for text in (f"data.train={train}", *overrides)]
+    return configs.load(f"configs/regress.py:{variant}", texts)
+
+
+def target(name, loss_fn="l1", **options):
+    return Target(name, QUANTITIES[name].branch or "n_gamma", loss_fn, **options)
+
+
+def plain(sums):
+    """Metrics as they are reported."""
+    return metrics.derive(Tally.means([Tally.pack(sums)]))
+
+
+# --- targets: raw numbers, outputs, physical values ---------------------------------------------
+
+
+@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("loss_fn", ["l1", "gaussian_nll", "quantile"])
+def test_a_head_at_zero_predicts_the_mean(name, loss_fn):
+    n = len(QUANTITIES[name].components)
+    mean, std = tuple(range(1, n + 1)), tuple(range(2, n + 2))
+    t = target(name, loss_fn, mean=mean, std=std)
+    raw = jnp.zeros((2, t.n_raw))
+    assert t.n_raw == n * {"gaussian_nll": 2, "quantile": 3}.get(loss_fn, 1)
+    np.testing.assert_allclose(t.point(t.output(raw)), [mean, mean], rtol=1e-6)
+    found = t.predictions(t.output(raw), {})
+    if loss_fn == "gaussian_nll":
+        np.testing.assert_allclose(np.ravel(found[f"pred_{name}_sigma"]), std * 2, rtol=1e-6)
+    without = dataclasses.replace(t, mean=(), std=())
+    raw = jnp.asarray(RNG.normal(size=(4, t.n_raw)), jnp.float32)
+    if loss_fn != "quantile":
+        np.testing.assert_array_equal(without.output(raw), raw)
+
+
+def test_quantiles_cannot_cross():
+    t = target(
+        "uvwFI", "quantile", quantiles=(0.05, 0.16, 0.5, 0.84), mean=(1, 2, 3), std=(1, 1, 1)
+    )
+    raw = jnp.asarray(RNG.normal(size=(100, t.n_raw)) * 30, jnp.float32)
+    levels = np.split(np.asarray(t.output(raw)), 4, -1)
+    assert all((a <= b).all() for a, b in itertools.pairwise(levels))
+    np.testing.assert_array_equal(t.point(t.output(raw)), levels[2])
+    found = t.predictions(t.output(raw), {})
+    np.testing.assert_array_equal(found["pred_uvwFI_low"], levels[0])
+    np.testing.assert_array_equal(found["pred_uvwFI_high"], levels[3])
+
+
+@pytest.mark.parametrize("loss_fn", ["smooth_l1", "l1", "mse", "gaussian_nll", "quantile"])
+def test_azimuths_are_compared_without_whole_turns(loss_fn):
+    t = target("angle", loss_fn)
+    output = jnp.asarray(RNG.normal(90, 40, (16, t.n_raw)), jnp.float32)
+    truth, weight = jnp.asarray(RNG.normal(90, 40, (16, 2)), jnp.float32), jnp.ones(16)
+    turned = truth.at[:, 1].add(360.0 * RNG.integers(-2, 3, 16))
+    want, slope = jax.value_and_grad(lambda o: ratio(t.loss(o, truth, weight)))(output)
+    got, same = jax.value_and_grad(lambda o: ratio(t.loss(o, turned, weight)))(output)
+    np.testing.assert_allclose(got, want, rtol=2e-4)
+    np.testing.assert_allclose(same, slope, rtol=2e-3, atol=1e-4)
+    direct = ratio(Mean(t.pointwise(output, truth).sum(), jnp.float32(32.0)))
+    np.testing.assert_allclose(want, direct, rtol=1e-5)  # the predecessor's, for small differences
+    copies, one = t.n_raw // 2, jnp.ones(1)
+    across = t.loss(jnp.array([[90.0, 179.0] * copies]), jnp.array([[90.0, -179.0]]), one)
+    inside = t.loss(jnp.array([[90.0, 9.0] * copies]), jnp.array([[90.0, 11.0]]), one)
+    if loss_fn != "gaussian_nll":  # there the second number is a logarithm
+        np.testing.assert_allclose(across.total, inside.total, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss_fn", ["smooth_l1", "mse", "gaussian_nll", "quantile"])
+def test_losses_in_standard_deviations_do_not_know_the_unit(loss_fn):
+    """They are the losses of the head's raw numbers."""
+    t = target("uvwFI", loss_fn, mean=(1.0, -20.0, 300.0), std=(0.01, 2.0, 50.0), in_std=True)
+    raw = jnp.asarray(RNG.normal(size=(50, t.n_raw)), jnp.float32)
+    truth = jnp.asarray(RNG.normal(size=(50, 3)), jnp.float32)
+    got = t.loss(t.output(raw), jnp.asarray(t.mean) + jnp.asarray(t.std) * truth, jnp.ones(50))
+    bare = dataclasses.replace(t, mean=(), std=())
+    want = bare.loss(bare.output(raw), truth, jnp.ones(50))
+    np.testing.assert_allclose(got.total, want.total, rtol=1e-3)
+    assert got.weight == want.weight
+
+
+def test_predicted_azimuths_are_within_half_a_turn():
+    t = target("angle", "quantile")
+    found = t.predictions(t.output(jnp.array([[88.0, 1.0, 90.0, 540.5, 1.0, 1.0]])), {})
+    np.testing.assert_allclose(found["pred_angle"], [[90, -179.5]])
+    assert found["pred_angle_low"][0, 1] < -179.5 < found["pred_angle_high"][0, 1]
+
+
+def test_statistics_know_that_azimuths_are_periodic():
+    phi = np.array([170.0, -170.0, 180.0, 180.0])
+    mean, std = target("angle").statistics(np.stack([np.full(4, 60.0), phi], -1))
+    assert mean == (60.0, 180.0)
+    assert std == (60.0, pytest.approx(50**0.5, rel=1e-5))
+    energies = np.array([[0.0528], [0.0528]])
+    assert target("energy").statistics(energies) == ((0.0528,), (0.0528,)), "a line"
+
+
+def test_the_logarithm_of_the_energy():
+    t = target("energy", "gaussian_nll", log_transform=True)
+    truth, is_known = t.truth({"energyTruth": np.array([0.0528, 0.0, 1e10])})
+    np.testing.assert_allclose(np.exp(truth[:, 0]), [0.0528, 1e-6, 1.0], rtol=1e-5)
+    np.testing.assert_array_equal(is_known, [True, True, False])
+    found = t.predictions(jnp.log(jnp.array([[0.05, 0.01]])), {})
+    np.testing.assert_allclose(found["pred_energy"], [0.05], rtol=1e-6)
+    np.testing.assert_allclose(found["pred_energy_sigma"], [0.05 * 0.1], rtol=1e-5)
+
+
+def test_classes():
+    t = target("n_gamma", "cross_entropy")
+    truth, is_known = t.truth({"n_gamma": np.array([0, 4, 5, -1], np.int32)})
+    np.testing.assert_array_equal(is_known, [True, True, False, False])
+    output = t.output(jnp.eye(5)[:4] * 9)
+    assert np.isfinite(t.loss(output, truth, is_known * 1.0).total)
+    found = t.predictions(output, {})
+    np.testing.assert_array_equal(found["pred_n_gamma"], [0, 1, 2, 3])
+    np.testing.assert_allclose(found["pred_n_gamma_probability"].sum(-1), 1, rtol=1e-6)
+    score = metrics.class_sums(t, output, truth, is_known * 1.0)
+    assert plain(score)["n_gamma_accuracy"] == 0.5
+
+
+# --- the zero of the times ----------------------------------------------------------------------
+
+
+def test_times_are_learned_relative_to_their_reference():
+    t = target("timing", reference="time_min_used", mean=(3.0,), std=(1.0,))
+    batch = {
+        "timeTruth": jnp.array([5.0, -7.0, 1.0]),
+        "time_min_used": jnp.array([4e-9, -9.5e-9, 1e10]),
+    }
+    truth, is_known = t.truth(batch)
+    np.testing.assert_allclose(truth[:2, 0], [1.0, 2.5], atol=1e-6)
+    np.testing.assert_array_equal(is_known, [True, True, False])
+    found = t.predictions(t.output(truth - 3.0), batch)["pred_timing"]
+    np.testing.assert_allclose(found[:2], [5.0, -7.0], atol=1e-6)
+    assert np.isnan(found[2])
+
+
+@pytest.mark.parametrize(
+    ("branch", "chosen", "expected"),
+    [
+        ("relative_time", "auto", "time_min_used"),
+        ("relative_time", "time_min_used", "time_min_used"),
+        ("time", "auto", None),
+        ("time", "none", None),
+        ("time", "time_min_used", "time_min_used"),
+    ],
+)
+def test_reference(branch, chosen, expected):
+    choice = f"train.tasks.timing.reference={chosen}"
+    task = make_task(load_config(f"data.time_branch={branch}", choice))
+    assert ("time_min_used" in task.spec) == (expected is not None)
+    assert task.inputs == ("npho", "time", *filter(None, [expected]))
+
+
+# --- configs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.tasks.angle.loss_fn=smoothl1"], "did you mean 'smooth_l1'"),
+        (["train.tasks.angle.loss_beta=-1.0"], "positive"),
+        (["train.tasks.energy.loss_fn=cosine"], "directions are angle"),
+        (["train.tasks.energy.loss_fn=cross_entropy"], "class"),
+        (["train.tasks.n_gamma.enabled=true"], "branch is not set"),
+        (
+            [f"train.tasks.n_gamma.{x}" for x in ("enabled=true", "branch=n", "loss_fn=l1")],
+            "cross_entropy",
+        ),
+        ([f"train.tasks.{name}.enabled=false" for name in FOUR], "no quantity is switched on"),
+        (["train.tasks.timing.log_transform=true"], "always positive"),
+        (["train.tasks.angle.weight=-1.0"], "positive"),
+        (["train.tasks.uvwFI.loss_fn=quantile", "train.tasks.uvwFI.quantiles=(0.1,0.9)"], "0.5"),
+        (["train.tasks.uvwFI.loss_fn=quantile", "train.tasks.uvwFI.quantiles=(0.5,0.1)"], "asc"),
+        (["train.loss_balance=auto", "train.tasks.uvwFI.loss_fn=gaussian_nll"], "no minimum"),
+        (["train.loss_balance=automatic"], "manual or auto"),
+        (["train.tasks.timing.reference=none"], "time is not in the input"),
+        (["data.time_branch=none"], "time is not in the input"),
+        (["train.tasks.timing.reference=first"], "auto, none or"),
+        (["data.npho_branch=relative_npho", "train.npho_threshold=0.01"], "know the energy"),
+        (["model.heads=both"], "active or all"),
+        (["train.loss_units=cm"], "std or physical"),
+        (["model.output_affine=yes"], "auto or none"),
+        (["model.hidden_dim=0"], "positive"),
+        (["model.head_dropout=1.0"], "inside"),
+        (["model.affine.angle.mean=(1.0,)", "model.affine.angle.std=(1.0,)"], "2 number"),
+        (["model.affine.energy.mean=(1.0,)", "model.affine.energy.std=(0.0,)"], "above 0"),
+        (
+            ["data.augment.energy_scale=0.1", "train.tasks.energy.branch=energyReco"],
+            "scaled with the photons",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make_task(load_config(*overrides))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ConfigError, match="angle"):
+        load_config("train.tasks.angel.enabled=true")
+    config = load_config().copy_and_resolve_references().unlock()
+    config.train.tasks.angel = config.train.tasks.angle
+    with pytest.raises(ConfigError, match=r"'angel'[\s\S]*angle"):
+        make_task(config)
+
+
+def test_energies_from_fractions_for_those_who_insist():
+    relative = ["data.npho_branch=relative_npho", "train.npho_threshold=0.01"]
+    make_task(load_config(*relative, "data.allow_relative_energy=true"))
+    make_task(load_config(*relative, "train.tasks.energy.enabled=false"))
+
+
+def test_branches_of_truth_and_weights_follow_each_other():
+    config = load_config("train.tasks.energy.branch=energyReco")
+    assert config.data.reweight.energy.branch == "energyReco"
+    assert "energyReco" in make_task(config).spec
+
+
+# --- numbers from the training data -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def events():
+    """Simulated events, all branches."""
+    chunks = list(simulate_range(3, 0, 100))
+    return {name: np.concatenate([c[name] for c in chunks]) for name in chunks[0]}
+
+
+def write_truth(path, events, **changed):
+    branches = {QUANTITIES[name].branch for name in FOUR} | {"time_min_used"}
+    chunk = {name: events[name] for name in branches} | changed
+    write_tree(path, [{name: v for name, v in chunk.items() if v is not None}])
+    return path
+
+
+def test_the_simulation_agrees_on_the_zero_of_times(events):
+    """The absolute time is not in the input, the time since the reference nearly is."""
+    t = target("timing", reference="time_min_used")
+    truth, is_known = t.truth(events)
+    assert is_known.all()
+    absolute, relative = events["timeTruth"].std(), truth.std()
+    assert absolute > 5
+    assert relative < 1.5
+    back = events["relative_time"] + events["time_min_used"][:, None]
+    valid = events["relative_time"] < 9e9
+    np.testing.assert_allclose(back[valid], events["time"][valid], atol=1e-14)
+
+
+def test_prepare_fills_in_what_is_not_set(events, tmp_path):
+    path = write_truth(tmp_path / "a.root", events)
+    own = ["model.affine.energy.mean=(0.5,)", "model.affine.energy.std=(0.25,)"]
+    config = prepare(load_config(*own, train=path))
+    affine = config.model.affine
+    assert (affine.energy.mean, affine.energy.std) == ((0.5,), (0.25,))
+    np.testing.assert_allclose(affine.uvwFI.mean, events["uvwTruth"].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(affine.uvwFI.std, events["uvwTruth"].std(0), rtol=1e-5)
+    relative = events["timeTruth"] - 1e9 * events["time_min_used"]
+    np.testing.assert_allclose(affine.timing.mean, relative.mean(), rtol=1e-4)
+    assert all(value == float(f"{value:.5e}") for value in affine.angle.mean)
+    assert affine.angleVec.mean is None, "nobody asked for it"
+    again = configs.from_json(configs.to_json(config))
+    assert configs.diff(config, again) == {}
+    assert configs.diff(prepare(again), config) == {}
+    assert make_task(again).spec == make_task(config).spec
+
+
+def test_prepare_leaves_alone(events, tmp_path):
+    path = write_truth(tmp_path / "a.root", events)
+    config = load_config("model.output_affine=none", train=path)
+    assert configs.diff(prepare(config), config) == {}
+    config = configs.load("configs/regress.py")
+    assert prepare(config) is config, "no files yet"
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"energyTruth": None}, r"energyTruth[\s\S]*train.tasks.energy.enabled=false"),
+        ({"time_min_used": None}, r"time_min_used[\s\S]*train.tasks.timing"),
+        ({"energyTruth": lambda e: 1e3 * e["energyTruth"]}, "GeV, not in MeV"),
+        ({"emiAng": lambda e: np.deg2rad(e["emiAng"])}, "degrees, not radians"),
+        (
+            {"uvwTruth": lambda e: np.where(np.arange(100) < 3, np.nan, e["uvwTruth"].T).T},
+            "3.0% of 100",
+        ),
+        ({"energyTruth": lambda e: np.full(100, 1e10)}, "100.0% of 100"),
+    ],
+)
+def test_truth_that_cannot_be_used(events, tmp_path, changed, message):
+    changed = {k: v and v(events).astype(np.float32) for k, v in changed.items()}
+    path = write_truth(tmp_path / "bad.root", events, **changed)
+    with pytest.raises(DataError, match=message):
+        prepare(load_config(train=path))
+
+
+def test_bad_truth_by_permission(events, tmp_path):
+    uvw = events["uvwTruth"].copy()
+    uvw[:3] = np.nan
+    path = write_truth(tmp_path / "a.root", events, uvwTruth=uvw)
+    config = prepare(load_config("data.allow_bad_truth=true", train=path))
+    np.testing.assert_allclose(config.model.affine.uvwFI.mean, uvw[3:].mean(0), rtol=1e-5)
+
+
+# --- loss ---------------------------------------------------------------------------------------
+
+
+def experiment(*overrides):
+    config = load_config(*overrides)
+    return regress._Experiment(config, None, regress.targets_of(config))
+
+
+def truths(n):
+    """Raw truth of n events; the first has none of its energy, the second no reference."""
+    batch = {
+        "emiAng": RNG.normal(90, 20, (n, 2)),
+        "energyTruth": RNG.uniform(0.02, 0.06, n),
+        "timeTruth": RNG.normal(0, 5, n),
+        "time_min_used": RNG.normal(0, 5e-9, n),
+        "uvwTruth": RNG.normal(0, 20, (n, 3)),
+        "weight": np.ones(n),
+    }
+    batch["energyTruth"][0], batch["time_min_used"][1] = np.nan, 1e10
+    batch["weight"][-1] = 0
+    return {k: jnp.asarray(v, jnp.float32) for k, v in batch.items()}
+
+
+def guesses(ours, n):
+    return {t.name: jnp.asarray(RNG.normal(size=(n, t.n_raw)), jnp.float32) for t in ours.targets}
+
+
+def test_loss_terms_against_plain_numpy():
+    ours = experiment("train.tasks.uvwFI.weight=0.5", "train.tasks.energy.loss_fn=mse")
+    batch, n = truths(8), 8
+    outputs = guesses(ours, n)
+    terms, found = ours.terms({}, outputs, batch)
+    raw = {k: np.asarray(v) for k, v in {**batch, **outputs}.items()}
+    d = np.abs(raw["angle"] - raw["emiAng"])[:-1]
+    want = {"angle": np.where(d < 1, d**2 / 2, d - 0.5).mean()}
+    want["energy"] = np.square(raw["energy"][1:-1, 0] - raw["energyTruth"][1:-1]).mean()
+    zero = raw["timeTruth"] - 1e9 * raw["time_min_used"]
+    late = np.abs(raw["timing"][:, 0] - zero)
+    want["timing"] = np.delete(late, [1, 7]).mean()
+    want["uvwFI"] = 0.5 * np.square(raw["uvwFI"] - raw["uvwTruth"])[:-1].mean()
+    assert list(terms) == list(want)
+    for name, term in terms.items():
+        assert float(ratio(term)) == pytest.approx(want[name], rel=1e-5)
+    assert float(ratio(found["no_truth_energy"])) == pytest.approx(1 / 7)
+    assert float(ratio(found["no_truth_angle"])) == 0
+
+
+@pytest.mark.parametrize("loss_fn", ["l1", "gaussian_nll", "quantile", "relative_l1"])
+def test_missing_truth_stays_out_of_the_gradient(loss_fn):
+    ours = experiment(*(f"train.tasks.{name}.loss_fn={loss_fn}" for name in FOUR))
+    batch = truths(4)
+    outputs = guesses(ours, 4)
+
+    def loss(outputs):
+        return sum(ratio(term) for term in ours.terms({}, outputs, batch)[0].values())
+
+    slopes = jax.grad(loss)(outputs)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    np.testing.assert_array_equal(slopes["energy"][0], 0)
+    np.testing.assert_array_equal(slopes["timing"][1], 0)
+    assert (slopes["energy"][1] != 0).any()
+    none = {**batch, "energyTruth": jnp.full(4, jnp.nan)}
+    assert float(ours.terms({}, outputs, none)[0]["energy"].weight) == 0
+
+
+def test_learned_balance():
+    ours, manual = experiment("train.loss_balance=auto"), experiment()
+    batch, outputs = truths(8), guesses(ours, 8)
+    plain_terms, _ = manual.terms({}, outputs, batch)
+    params = {f"log_var_{t.name}": jnp.float32(RNG.normal()) for t in ours.targets}
+    terms, found = ours.terms(params, outputs, batch)
+    for name, term in terms.items():
+        s, loss = params[f"log_var_{name}"], ratio(plain_terms[name])
+        want = 0.5 * np.exp(-s) * loss + 0.5 * s
+        assert float(ratio(term)) == pytest.approx(float(want), rel=1e-5)
+        assert float(ratio(found[f"learned_weight_{name}"])) == pytest.approx(0.5 * np.exp(-s))
+    halves = [
+        ours.terms(params, *(jax.tree.map(lambda x, i=i: x[i::2], y) for y in (outputs, batch)))[0]
+        for i in range(2)
+    ]
+    for name, term in terms.items():
+        summed = Mean(*(a + b for a, b in zip(*(h[name] for h in halves), strict=True)))
+        assert float(ratio(summed)) == pytest.approx(float(ratio(term)), rel=1e-5)
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+def test_metrics_against_plain_numpy():
+    n = 4000
+    t = target("angle", mean=(90.0, 170.0))
+    truth = np.stack([RNG.normal(90, 15, n), RNG.uniform(100, 240, n)], -1)
+    residual = RNG.normal([0.1, -0.2], [1.0, 2.0], (n, 2))
+    weight = (np.arange(n) < 3900).astype(np.float32)
+    wrapped = truth - [0, 360] * (truth > 180)
+    found = plain(
+        metrics.error_sums(t, *(jnp.float32(x) for x in (wrapped + residual, wrapped)), weight)
+    )
+    r = residual[:3900]
+    for i, name in enumerate(("theta", "phi")):
+        assert found[f"{name}_bias"] == pytest.approx(r[:, i].mean(), abs=1e-4)
+        assert found[f"{name}_rms"] == pytest.approx(r[:, i].std(), rel=1e-3)
+        m3 = ((r[:, i] - r[:, i].mean()) ** 3).mean()
+        assert found[f"{name}_skew"] == pytest.approx(m3 / r[:, i].std() ** 3, abs=1e-3)
+        skill = 1 - (r[:, i] ** 2).mean() / truth[:3900, i].var()
+        assert found[f"{name}_skill"] == pytest.approx(skill, rel=1e-3)
+        exact = np.percentile(np.abs(r[:, i]), 68)
+        assert found[f"{name}_res_68pct"] == pytest.approx(exact, rel=0.02)
+    a, b = (np.asarray(angles_to_vector(x))[:3900] for x in (truth + residual, truth))
+    psi = np.rad2deg(np.arccos(np.clip((a * b).sum(-1), -1, 1)))
+    exact = np.percentile(psi, 68)
+    assert found["angle_resolution_68pct"] == pytest.approx(exact, rel=0.02)
+    assert found["cos"] == pytest.approx((1 - np.cos(np.deg2rad(psi))).mean(), rel=1e-2)
+    assert found["mse"] == pytest.approx(np.square(r).mean(), rel=1e-3)
+    assert not [name for name in found if ":" in name]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.02, 3.0])
+def test_percentiles_of_smooth_distributions_are_exact_to_a_percent(scale):
+    error = np.float32(scale * RNG.normal(size=200_000))
+    sums = metrics.percentile_sums("x", jnp.asarray(error), jnp.ones(len(error)), 100.0)
+    exact = np.percentile(np.abs(error), 68)
+    assert plain(sums)["x"] == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.0, 1e-3), (1e9, 100.0), (np.nan, 100.0)])
+def test_percentiles_beyond_the_thresholds(value, expected):
+    sums = metrics.percentile_sums("x", jnp.full(5, value), jnp.ones(5), 100.0)
+    assert plain(sums)["x"] == pytest.approx(expected)
+
+
+def test_energy_time_and_position():
+    truth, residual = np.full((1000, 1), 0.05), RNG.normal(0, 1e-3, (1000, 1))
+    sums = metrics.error_sums(
+        target("energy"), jnp.float32(truth + residual), jnp.float32(truth), jnp.ones(1000)
+    )
+    found = plain(sums)
+    exact = np.percentile(np.abs(residual), 68)
+    assert found["energy_res_68pct_mev"] == pytest.approx(1e3 * exact, rel=0.03)
+    assert found["energy_rel_res_68pct"] == pytest.approx(exact / 0.05, rel=0.03)
+    log = target("energy", log_transform=True)
+    same = plain(
+        metrics.error_sums(
+            log, *(jnp.log(jnp.float32(x)) for x in (truth + residual, truth)), jnp.ones(1000)
+        )
+    )
+    assert same["energy_rms"] == pytest.approx(found["energy_rms"], rel=1e-3)
+    residual = RNG.normal(size=(1000, 3))
+    found = plain(
+        metrics.error_sums(
+            target("uvwFI"), jnp.float32(residual), jnp.zeros((1000, 3)), jnp.ones(1000)
+        )
+    )
+    distance = np.linalg.norm(residual, axis=-1)
+    assert found["uvw_dist_mean"] == pytest.approx(distance.mean(), rel=1e-4)
+    assert found["uvw_dist_68pct"] == pytest.approx(np.percentile(distance, 68), rel=0.03)
+    assert set(metrics.units_of(target("timing"))) >= {"timing_rms", "timing_res_68pct_ps"}
+
+
+def test_uncertainties_are_judged():
+    truth = RNG.normal(size=(5000, 1))
+    sigma = np.full((5000, 1), np.log(4.0))
+    output = jnp.float32(np.concatenate([np.zeros_like(truth), sigma], -1))
+    t = target("timing", "gaussian_nll")
+    found = plain(metrics.error_sums(t, output, jnp.float32(truth), jnp.ones(5000)))
+    assert found["timing_pull_rms"] == pytest.approx(0.5, rel=0.03)
+    t = target("timing", "quantile")
+    levels = jnp.tile(jnp.array([[-1.0, 0.0, 1.0]]), (5000, 1))
+    found = plain(metrics.error_sums(t, levels, jnp.float32(truth), jnp.ones(5000)))
+    assert found["timing_coverage"] == pytest.approx(0.683, abs=0.02)
+
+
+# --- the whole task -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(events):
+    """A narrow network with all kinds of outputs, its compiled functions, simulated events.
+
+    It sees top and bottom only, to save compile time.
+    """
+    options = ["model.encoder_dim=32", "model.num_heads=4", "model.hidden_dim=16"]
+    kinds = ["energy.loss_fn=gaussian_nll", "uvwFI.loss_fn=quantile", "timing.weight=0.5"]
+    config = load_config(*options, *(f"train.tasks.{kind}" for kind in kinds), variant="tiny")
+    config = config.copy_and_resolve_references().unlock()
+    config.model.affine.angle.update({"mean": (90.0, 170.0), "std": (15.0, 30.0)})
+    whole = regress.make_network(config)
+    net = whole.clone(encoder=whole.encoder.clone(faces=whole.encoder.faces[4:]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(regress, "make_network", lambda _: net)
+        task = make_task(config)
+    batch = example_batch(task.spec, 6)
+    batch |= {name: np.array(events[name][:6], np.float32) for name in task.spec}
+    jitted = {name: jax.jit(getattr(task, name)) for name in ("init", "evaluate", "predict")}
+    task = dataclasses.replace(task, **jitted)
+    return task, batch, task.init(jax.random.PRNGKey(0), batch)
+
+
+def test_padding_and_missing_truth_change_nothing_else(small):
+    task, batch, params = small
+    results = []
+    for content in (0, 1):
+        padded = {k: v.copy() for k, v in batch.items()}
+        padded["weight"][5] = 0
+        padded["energyTruth"][4] = (1e10, np.nan)[content]
+        for name in task.spec:
+            padded[name][5] = padded[name][content]
+        terms, found = task.evaluate(params, padded, jax.random.PRNGKey(5))
+        results.append(task.derive(Tally.means([Tally.pack(found, terms)])))
+    assert results[0] == pytest.approx(results[1], rel=1e-6, nan_ok=True)
+    assert results[0]["no_truth_energy"] == pytest.approx(0.2)
+    shown = set(results[0])
+    assert {"angle_resolution_68pct", "energy_pull_rms", "uvwFI_coverage"} <= shown
+    assert shown >= {"smooth_l1", "l1", "mse", "cos", "loss", "loss_timing"}
+    assert set(task.units) <= shown
+    assert results[0]["loss"] == pytest.approx(sum(results[0][f"loss_{n}"] for n in FOUR))
+
+
+def test_predictions_are_physical(small):
+    task, batch, params = small
+    inputs = {k: v for k, v in batch.items() if k in task.inputs or k == "_position"}
+    found = jax.device_get(task.predict(params, inputs))
+    shapes = {k: v.shape[1:] for k, v in found.items()}
+    names = ("pred_uvwFI", "pred_uvwFI_low", "pred_uvwFI_high")
+    assert shapes == {
+        "pred_angle": (2,),
+        "pred_energy": (),
+        "pred_energy_sigma": (),
+        "pred_timing": (),
+        **dict.fromkeys(names, (3,)),
+    }
+    assert (np.abs(found["pred_angle"] - [90, 170]) < [30, 60]).all(), "starts near the mean"
+    assert (found["pred_uvwFI_low"] < found["pred_uvwFI_high"]).all()
+    zero = 1e9 * batch["time_min_used"]
+    assert (np.abs(found["pred_timing"] - zero) < 3).all(), "the zero is added back"
+    truth = task.truth(batch)
+    assert {name.replace("true", "pred") for name in truth} <= set(found)
+    figures = list(task.figures({**batch, **found}))
+    assert [stem for stem, _ in figures] == [f"regression_{name}" for name in FOUR]
+
+
+def test_dropout_by_request_only(small):
+    task, batch, params = small
+    fixed = [task.predict(params, batch) for _ in range(2)]
+    draws = [task.predict(params, batch, jax.random.PRNGKey(k)) for k in (1, 1, 2)]
+    jax.tree.map(np.testing.assert_array_equal, *fixed)
+    jax.tree.map(np.testing.assert_array_equal, *draws[:2])
+    assert (draws[0]["pred_energy"] != draws[2]["pred_energy"]).any()
+    assert (draws[0]["pred_energy"] != fixed[0]["pred_energy"]).any()
+
+
+def test_several_predictions_agree_on_the_azimuth(small):
+    task, _, _ = small
+    angles = np.array([[[90.0, 179.0]], [[92.0, -177.0]]], np.float32)
+    found = task.combine([{"pred_angle": a, "pred_angle_low": a - 5} for a in angles])
+    np.testing.assert_allclose(found["pred_angle"], [[91.0, -179.0]])
+    np.testing.assert_allclose(found["pred_angle_low"], [[86.0, -184.0]])
+    np.testing.assert_allclose(found["pred_angle_std"], [[2**0.5, 8**0.5]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads", ["active", "all"])
+def test_heads_and_parameters(heads):
+    options = ["model.encoder_dim=32", "model.num_heads=4", "train.loss_balance=auto"]
+    off = ["train.tasks.uvwFI.enabled=false", "train.tasks.timing.enabled=false"]
+    task = make_task(load_config(*options, *off, f"model.heads={heads}"))
+    params = jax.eval_shape(task.init, jax.random.PRNGKey(0), example_batch(task.spec, 2))
+    used = ("angle", "energy") if heads == "active" else tuple(QUANTITIES)
+    balance = ("log_var_angle", "log_var_energy")
+    assert set(params) == {"encoder", *(f"head_{name}" for name in used), *balance}
+    idle = set(used) - {"angle", "energy"}
+    assert set(task.frozen) == {f"^head_{name}/" for name in idle}
+    assert "uvwTruth" not in task.spec
+    terms, _ = jax.eval_shape(task.loss, params, example_batch(task.spec, 2), jax.random.PRNGKey(0))
+    assert set(terms) == {"angle", "energy"}

@@ -1,0 +1,405 @@
+"""Regression of what is known about a photon in simulation: direction, energy, time, position.
+
+The loss is the sum over quantities of weight x mean over events and components; an event whose
+truth is not known counts for the other quantities. Differences are taken in units of the
+standard deviation of the training events: squared centimeters would drown GeV. With
+`train.loss_balance="auto"` the weights are learned, exp(-s) L / 2 + s / 2 each.
+
+Source: multi-task regression of the PyTorch predecessor, with targets brought to order one,
+azimuths compared without whole turns, and times relative to the zero of the inputs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from xec_jax import metrics as metric_sums
+from xec_jax.config import nearest
+from xec_jax.data.truth import read_truth
+from xec_jax.errors import ConfigError, DataError
+from xec_jax.geometry import INVALID_ABOVE
+from xec_jax.kinematics import angles_to_vector, opening_angle
+from xec_jax.losses import mean_of
+from xec_jax.nets.augment import ENERGY
+from xec_jax.nets.regressor import Regressor
+from xec_jax.targets import DIRECTIONS, N_CLASSES, QUANTITIES, Target
+from xec_jax.tasks import calorimeter
+from xec_jax.tasks.base import Arrays, Task, mean_and_spread
+from xec_jax.types import Array, Batch, Key, Mean, Metrics, Params, Terms
+
+MAX_UNKNOWN = 0.01
+
+
+def targets_of(config: ConfigDict) -> tuple[Target, ...]:
+    """Reads `train.tasks`: the quantities that are switched on.
+
+    Raises:
+        ConfigError: An unknown quantity or loss, or a combination that cannot work.
+    """
+    for name in config.train.tasks:
+        if name not in QUANTITIES:
+            found = f"train.tasks has {name!r}"
+            raise ConfigError(found, expected=nearest(name, QUANTITIES))
+    targets = tuple(
+        _target(config, name)
+        for name in QUANTITIES
+        if name in config.train.tasks and config.train.tasks[name].enabled
+    )
+    if not targets:
+        raise ConfigError(
+            "no quantity is switched on",
+            expected="train.tasks.X.enabled for one of " + ", ".join(QUANTITIES),
+        )
+    return targets
+
+
+def _target(config: ConfigDict, name: str) -> Target:
+    task, where = config.train.tasks[name], f"train.tasks.{name}"
+    affine = config.model.affine.get(name) or {}
+    target = Target(
+        name,
+        branch=task.branch or "",
+        loss_fn=task.loss_fn,
+        loss_beta=task.loss_beta,
+        weight=task.weight,
+        log_transform=task.log_transform,
+        quantiles=tuple(task.quantiles),
+        reference=_reference(config) if name == "timing" else None,
+        mean=tuple(affine.get("mean") or ()),
+        std=tuple(affine.get("std") or ()),
+        in_std=config.train.loss_units == "std",
+    )
+    _ = target.pointwise  # an unknown loss
+    loss, balance = f"{where}.loss_fn is {task.loss_fn!r}", config.train.loss_balance
+    relative = "relative" in config.data.npho_branch and not config.data.allow_relative_energy
+    numbers = {len(target.mean), len(target.std)}
+    refused = (
+        (not target.branch, f"{where}.branch is not set", "the branch with the truth"),
+        (
+            target.is_class != (task.loss_fn == "cross_entropy"),
+            loss,
+            "cross_entropy for the number of a class, and for nothing else",
+        ),
+        (
+            task.loss_fn in ("cosine", "angular") and name not in DIRECTIONS,
+            loss,
+            "a loss that compares numbers; directions are " + " and ".join(DIRECTIONS),
+        ),
+        (
+            task.loss_fn == "quantile" and not _are_quantiles(target.quantiles),
+            f"{where}.quantiles is {target.quantiles}",
+            "ascending numbers inside (0, 1), 0.5 among them",
+        ),
+        (
+            task.loss_fn == "gaussian_nll" and balance == "auto",
+            f"{loss} with train.loss_balance 'auto'",
+            "manual: a likelihood below 0 times a learned factor has no minimum",
+        ),
+        (
+            task.log_transform and name != "energy",
+            f"{where}.log_transform is True",
+            "False: only the energy is always positive",
+        ),
+        (
+            name == "energy" and relative,
+            f"{where} is on, but data.npho_branch is {config.data.npho_branch!r}, "
+            "which does not know the energy",
+            "data.npho_branch=npho, or data.allow_relative_energy=true to try nevertheless",
+        ),
+        (
+            name == "energy" and config.data.augment.energy_scale and task.branch != ENERGY,
+            f"{where}.branch is {task.branch!r} with data.augment.energy_scale",
+            f"{ENERGY}, the truth that is scaled with the photons",
+        ),
+        (not task.weight >= 0, f"{where}.weight is {task.weight}", "0 or a positive number"),
+        (
+            not numbers <= {0, target.n_components} or not all(s > 0 for s in target.std),
+            f"model.affine.{name} has mean {target.mean} and std {target.std}",
+            f"{target.n_components} number(s) each, std above 0; or None",
+        ),
+    )
+    for is_refused, found, expected in refused:
+        if is_refused:
+            raise ConfigError(found, expected=expected)
+    return target
+
+
+def _are_quantiles(shares: tuple[float, ...]) -> bool:
+    is_rising = all(a < b for a, b in zip((0.0, *shares), (*shares, 1.0), strict=True))
+    return is_rising and 0.5 in shares
+
+
+def _reference(config: ConfigDict) -> str | None:
+    """Returns the branch whose time was subtracted from the input times.
+
+    The zero of relative times is not in the input: without it a network can only learn the mean
+    of an absolute time.
+    """
+    chosen, branch = config.train.tasks.timing.reference, config.data.time_branch
+    if chosen not in ("auto", "none", None, "time_min_used"):
+        found = f"train.tasks.timing.reference is {chosen!r}"
+        raise ConfigError(found, expected="auto, none or time_min_used")
+    if branch is None or ("relative" in branch and chosen in ("none", None)):
+        raise ConfigError(
+            f"train.tasks.timing is on, data.time_branch is {branch!r} and "
+            f"train.tasks.timing.reference is {chosen!r}: the time is not in the input",
+            expected="absolute times, or the branch with their zero",
+            remedy="data.time_branch=time, or train.tasks.timing.reference=time_min_used, or "
+            "train.tasks.timing.enabled=false",
+        )
+    if chosen == "auto":
+        return "time_min_used" if "relative" in branch else None
+    return "time_min_used" if chosen == "time_min_used" else None
+
+
+def check(config: ConfigDict) -> None:
+    """Checks the values that only this task understands, besides those of its quantities.
+
+    Raises:
+        ConfigError: A value out of its range.
+    """
+    calorimeter.check(config)
+    choices = {
+        "model.heads": ("active", "all"),
+        "model.output_affine": ("auto", "none"),
+        "train.loss_balance": ("manual", "auto"),
+        "train.loss_units": ("std", "physical"),
+    }
+    for key, allowed in choices.items():
+        group, name = key.split(".")
+        if (config[group][name] or "none") not in allowed:  # a command line says None
+            raise ConfigError(f"{key} is {config[group][name]!r}", expected=" or ".join(allowed))
+    if config.model.hidden_dim < 1:
+        found = f"model.hidden_dim is {config.model.hidden_dim}"
+        raise ConfigError(found, expected="a positive number")
+    if not 0 <= config.model.head_dropout < 1:
+        found = f"model.head_dropout is {config.model.head_dropout}"
+        raise ConfigError(found, expected="a rate inside [0, 1)")
+
+
+def make_network(config: ConfigDict) -> Regressor:
+    """Builds the network that the config describes."""
+    heads = {target.name: target.n_raw for target in targets_of(config)}
+    if config.model.heads == "all":
+        widths = {name: len(q.components) for name, q in QUANTITIES.items()}
+        heads = {**widths, "n_gamma": N_CLASSES, **heads}
+    encoder = calorimeter.encoder_of(config)
+    return Regressor(encoder, heads, config.model.hidden_dim, config.model.head_dropout)
+
+
+def make_task(config: ConfigDict) -> Task:
+    """Builds the regression task.
+
+    Raises:
+        ConfigError: A value out of its range, or a combination that cannot work.
+    """
+    check(config)
+    targets, net = targets_of(config), make_network(config)
+    experiment = _Experiment(config, net, targets)
+    spec = dict(calorimeter.sensor_spec(config, calorimeter.detector_of(config)))
+    inputs = [*spec, *(t.reference for t in targets if t.reference)]
+    for target in targets:
+        spec |= {k: (shape, np.dtype(np.float32)) for k, shape in target.branches.items()}
+    idle = set(net.heads) - {target.name for target in targets}
+    return Task(
+        name="regress",
+        spec=spec,
+        init=experiment.init,
+        loss=experiment.loss,
+        evaluate=experiment.evaluate,
+        derive=metric_sums.derive,
+        predict=experiment.predict,
+        figures=experiment.figures,
+        units={k: unit for t in targets for k, unit in metric_sums.units_of(t).items()},
+        record=calorimeter.record_of(config),
+        inputs=tuple(inputs),
+        truth=experiment.truth,
+        combine=experiment.combine,
+        frozen=tuple(f"^head_{name}/" for name in sorted(idle)),
+    )
+
+
+def prepare(config: ConfigDict) -> ConfigDict:
+    """Fills in mean and standard deviation of the targets, and looks at the truth.
+
+    Values that are set already stay, and their truth is not read.
+
+    Raises:
+        ConfigError: A combination that cannot work.
+        DataError: A missing branch, another unit, or too many events without truth.
+    """
+    check(config)
+    targets = [t for t in targets_of(config) if not (t.mean and t.std)]
+    if config.data.train is None or not targets:
+        return config
+    branches = {k: shape for target in targets for k, shape in target.branches.items()}
+    try:
+        truth = read_truth(config.data, branches)
+    except DataError as error:
+        needs = [t.name for t in targets if any(repr(b) in error.found for b in t.branches)]
+        if not needs:
+            raise
+        raise DataError(
+            f"{error.found}, which train.tasks.{needs[0]} needs",
+            expected=error.expected,
+            remedy=f"{error.remedy}; or train.tasks.{needs[0]}.enabled=false",
+        ) from error
+    config = config.copy_and_resolve_references().unlock()
+    for target in targets:
+        known = _checked(target, truth, config.data)
+        if config.model.output_affine == "auto" and not target.is_class:
+            mean, std = target.statistics(known)
+            config.model.affine[target.name].update({"mean": mean, "std": std})
+    return config.lock()
+
+
+def _checked(target: Target, arrays: Mapping[str, np.ndarray], data: ConfigDict) -> np.ndarray:
+    """Returns the known truth (n, k) after a look at numbers and units."""
+    values, is_known = (np.asarray(a) for a in target.truth(arrays))
+    known, unknown = values[is_known].astype(np.float64), 1 - is_known.mean()
+    names = " and ".join(target.branches)
+    if not len(known) or (unknown > MAX_UNKNOWN and not data.allow_bad_truth):
+        raise DataError(
+            f"{data.train}: {unknown:.1%} of {len(values)} events have no usable {names}",
+            expected=f"at most {MAX_UNKNOWN:.0%} of NaN and 1e10",
+            remedy=f"train.tasks.{target.name}.enabled=false, or data.allow_bad_truth=true",
+        )
+    size = np.abs(arrays[target.branch].reshape(len(values), -1)[is_known, 0])
+    if target.name == "energy" and np.median(size) > 1:
+        found = f"the median of {names} is {np.median(size):.4g}"
+        raise DataError(f"{data.train}: {found}", expected="energies in GeV, not in MeV")
+    if target.name == "angle" and size.max() <= 3.2:
+        found = f"no polar angle in {names} is above {size.max():.4g}"
+        raise DataError(f"{data.train}: {found}", expected="degrees, not radians")
+    return known
+
+
+class _Experiment:
+    """The functions of the task, over what they share."""
+
+    def __init__(self, config: ConfigDict, net: Regressor, targets: tuple[Target, ...]) -> None:
+        self.net, self.targets = net, targets
+        self.transform = calorimeter.transform_of(config)
+        self.augment = calorimeter.augmentation_of(config)
+        self.is_balanced = config.train.loss_balance == "auto"
+
+    def init(self, key: Key, batch: Batch) -> Params:
+        x, _ = calorimeter.encode(self.transform, batch)
+        params = dict(self.net.init(key, x)["params"])
+        if self.is_balanced:
+            params |= {f"log_var_{t.name}": jnp.zeros(()) for t in self.targets}
+        return params
+
+    def outputs(self, params: Params, batch: Batch, dropout: Key | None = None) -> dict[str, Array]:
+        """Runs the network; what the losses compare with the truth, by quantity."""
+        x, _ = calorimeter.encode(self.transform, batch)
+        rngs = None if dropout is None else {"dropout": dropout}
+        raw = self.net.apply({"params": params}, x, None, dropout is None, rngs=rngs)
+        raw = cast(dict[str, Array], raw)
+        return {t.name: t.output(raw[t.name]) for t in self.targets}
+
+    def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
+        batch = self.augment(batch, key)
+        outputs = self.outputs(params, batch, calorimeter.dropout_key(key, batch))
+        return self.terms(params, outputs, batch)
+
+    def terms(
+        self, params: Params, outputs: Mapping[str, Array], batch: Batch
+    ) -> tuple[Terms, Metrics]:
+        """Loss terms by quantity, and what is worth knowing about them."""
+        terms, metrics = {}, {}
+        for target in self.targets:
+            name, (truth, is_known) = target.name, target.truth(batch)
+            total, weight = target.loss(outputs[name], truth, batch["weight"] * is_known)
+            metrics[f"no_truth_{name}"] = mean_of(~is_known * 1.0, batch["weight"])
+            if self.is_balanced:
+                s = params[f"log_var_{name}"]
+                # exp(-s) L / 2 + s / 2 with L = total / weight, as a sum over events.
+                terms[name] = Mean(0.5 * (jnp.exp(-s) * total + s * weight), weight)
+                each = jnp.ones_like(batch["weight"])
+                metrics[f"log_var_{name}"] = mean_of(s * each, each)
+                metrics[f"learned_weight_{name}"] = mean_of(0.5 * jnp.exp(-s) * each, each)
+            else:
+                terms[name] = Mean(target.weight * total, weight)
+        return terms, metrics
+
+    def evaluate(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
+        """Loss terms as in training, and errors in physical units."""
+        outputs = self.outputs(params, batch)
+        terms, metrics = self.terms(params, outputs, batch)
+        for target in self.targets:
+            truth, is_known = target.truth(batch)
+            weight = batch["weight"] * is_known
+            measure = metric_sums.class_sums if target.is_class else metric_sums.error_sums
+            metrics |= measure(target, outputs[target.name], truth, weight)
+        return terms, metrics
+
+    def predict(self, params: Params, batch: Batch, key: Key | None = None) -> dict[str, Array]:
+        """Predictions in physical units; see `Target.predictions`."""
+        dropout = None if key is None else calorimeter.dropout_key(key, batch)
+        outputs = self.outputs(params, batch, dropout)
+        found = [t.predictions(outputs[t.name], batch) for t in self.targets]
+        return {name: value for part in found for name, value in part.items()}
+
+    def truth(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """True values of the predictions, as far as the arrays have them; NaN for markers."""
+        found = {}
+        for target in self.targets:
+            if target.branch in arrays:
+                values = np.asarray(arrays[target.branch], np.float32)
+                known = np.abs(values) <= INVALID_ABOVE
+                found[f"true_{target.name}"] = np.where(known, values, np.float32(np.nan))
+        return found
+
+    def combine(self, members: Sequence[Arrays]) -> dict[str, np.ndarray]:
+        """Averages predictions; azimuths near each other, classes by their probabilities."""
+        members = [_beside(member, members[0]) for member in members]
+        found = mean_and_spread(members)
+        if "pred_angle" in found:
+            found = _beside(found, {"pred_angle": np.zeros_like(found["pred_angle"])})
+        if "pred_n_gamma" in found:
+            found["pred_n_gamma"] = found["pred_n_gamma_probability"].argmax(-1).astype(np.int32)
+        return found
+
+    def figures(self, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Any]]:
+        """Draws predictions against the truth, a figure per quantity."""
+        from xec_jax.plots.regression import regression_figure
+
+        for target in self.targets:
+            if target.is_class:
+                continue
+            name, k = target.name, target.n_components
+            point = arrays[f"pred_{name}"].reshape(-1, k).astype(np.float64)
+            truth = arrays[target.branch].reshape(-1, k).astype(np.float64)
+            used = (np.abs(truth) <= INVALID_ABOVE).all(-1) & np.isfinite(point).all(-1)
+            used &= arrays["weight"] > 0
+            residual = np.asarray(target.residual(jnp.asarray(point), jnp.asarray(truth)))
+            distance = None
+            if name in DIRECTIONS:
+                pair = (angles_to_vector(v) if name == "angle" else v for v in (point, truth))
+                distance = np.rad2deg(opening_angle(*pair))[used]
+            unit, factor = ("MeV", 1e3) if name == "energy" else (target.quantity.unit, 1.0)
+            figure = regression_figure(
+                factor * truth[used],
+                factor * residual[used],
+                components=target.quantity.components,
+                unit=unit,
+                opening_deg=distance,
+            )
+            yield f"regression_{name}", figure
+
+
+def _beside(arrays: Arrays, other: Arrays) -> dict[str, np.ndarray]:
+    """Moves the azimuths of a prediction by whole turns next to those of another one."""
+    moved = dict(arrays)
+    if "pred_angle" in arrays:
+        away = np.asarray(arrays["pred_angle"][:, 1], np.float64) - other["pred_angle"][:, 1]
+        turns = 360.0 * np.ceil(away / 360.0 - 0.5)
+        for name in ("pred_angle", "pred_angle_low", "pred_angle_high"):
+            if name in arrays:
+                moved[name] = arrays[name].copy()
+                moved[name][:, 1] -= turns.astype(arrays[name].dtype)
+    return moved
