@@ -162,7 +162,7 @@ def test_files_stay_readable():
     assert len((PACKAGE / "train" / "loop.py").read_text().splitlines()) <= 250
 
 
-@pytest.mark.parametrize("command", ["train", "simulate", "predict"])
+@pytest.mark.parametrize("command", ["train", "simulate", "predict", "convert"])
 def test_help_does_not_pay_for_jax(command):
     script = (
         "import runpy, sys\n"

@@ -1,5 +1,6 @@
 """`python -m xec_jax.predict`: rows in order, ensembles, dropout draws, calibration, refusals."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,7 @@ import uproot
 from commands import run
 
 from xec_jax import config as configs
-from xec_jax.errors import CheckpointError, ConfigError
+from xec_jax.errors import CheckpointError, ConfigError, DataError
 from xec_jax.nets.faces import CHANNELS
 from xec_jax.plots.calibration import calibration, calibration_figure
 from xec_jax.predict import main
@@ -134,6 +135,24 @@ def test_the_command_reports_missing_files(caches, runs, tmp_path):
     assert code == 2
     assert "no*.root" in err
     assert "Traceback" not in err
+
+
+def test_a_bare_encoder_predicts_nothing(runs, data, tmp_path):
+    config = configs.load("configs/mae.py:tiny", ["--config.data.train=x"])
+    params = {"encoder": jnp.zeros(3)}
+    write_run(tmp_path / "bare", config, params, light_sum(config), origin={})
+    with pytest.raises(CheckpointError, match="holds encoder and no w"):
+        predict(tmp_path / "out.root", "--run", tmp_path / "bare", "--input", data)
+    assert not (tmp_path / "out.root").exists()
+
+
+def test_a_branch_that_the_network_reads_is_missed(runs, data, tmp_path, monkeypatch):
+    def needy(config):
+        return dataclasses.replace(light_sum(config), inputs=("npho", "time", "moonPhase"))
+
+    monkeypatch.setattr(base, "make_task", needy)
+    with pytest.raises(DataError, match="no branch 'moonPhase'"):
+        predict(tmp_path / "out.root", "--run", runs[0], "--input", data)
 
 
 def test_mean_and_spread_of_claimed_errors():

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xec_jax.errors import EXIT_CODES, ConfigError, DataError, run_command
+from xec_jax.errors import EXIT_CODES, CheckpointError, ConfigError, DataError, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,13 +58,15 @@ def main(argv: Sequence[str]) -> int:
     _check(options)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains itself at length
+    from xec_jax.data.manifest import resolve_paths
     from xec_jax.data.open import open_source
     from xec_jax.data.root_writer import write_tree
     from xec_jax.train.saved import load_run
 
+    files = resolve_paths(options.input)
     runs = [load_run(path, step=options.step, ema=not options.no_ema) for path in options.run]
     tasks = _tasks(runs)
-    _check_members(options.run, tasks)
+    _check_members(options.run, tasks, [run.params for run in runs])
     data = runs[0].config.data.copy_and_resolve_references().unlock()
     data.tree_name = options.tree or data.tree_name
     members = Members(tasks, [run.params for run in runs], options.mc_dropout, options.seed)
@@ -79,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     }
     pulls = Pulls()
     begun = time.monotonic()
-    source = open_source(data, options.input, wanted=_wanted(tasks[0], data, options.input))
+    source = open_source(data, files, wanted=_wanted(tasks[0], data.tree_name, files[0]))
     try:
         rows = pulls.watch(predict(members, source, options.batch_size))
         metadata = {"metadata": json.dumps(notes, indent=1)}
@@ -199,20 +201,18 @@ def _tasks(runs: "Sequence[SavedRun]") -> "list[Task]":
     return tasks
 
 
-def _wanted(task: "Task", data: Any, files: Sequence[str]) -> list[str]:
-    """What to read: the inputs, and of the truth what the files have."""
-    from xec_jax.data.manifest import resolve_paths
+def _wanted(task: "Task", tree: str, first: Path) -> list[str]:
+    """What to read: the inputs, and of the truth what the first file has."""
     from xec_jax.data.root_file import RootFile
     from xec_jax.nets.faces import CHANNELS
 
     inputs = list(task.spec if task.inputs is None else task.inputs)
-    first = resolve_paths(files)[0]
-    with RootFile(first, data.tree_name) as file:
+    with RootFile(first, tree) as file:
         present = [name for name in task.spec if file.has(name)]
         missing = [name for name in inputs if name not in CHANNELS and not file.has(name)]
     if missing:
         raise DataError(
-            f"{first}: no branch {missing[0]!r} in tree {data.tree_name!r}",
+            f"{first}: no branch {missing[0]!r} in tree {tree!r}",
             expected=f"{', '.join(inputs)}, which the network reads",
             remedy="add the branch, or train without what needs it",
         )
@@ -231,10 +231,21 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(found, expected="a positive batch size, and 0 or more draws")
 
 
-def _check_members(paths: Sequence[Path], tasks: "Sequence[Task]") -> None:
-    for path, task in zip(paths, tasks, strict=True):
+def _check_members(paths: Sequence[Path], tasks: "Sequence[Task]", params: Sequence[Any]) -> None:
+    import jax
+
+    from xec_jax.tasks.base import example_batch
+
+    for path, task, values in zip(paths, tasks, params, strict=True):
         if task.predict is None:
             raise ConfigError(f"{path}: task {task.name} predicts nothing")
+        wanted = jax.eval_shape(task.init, jax.random.PRNGKey(0), example_batch(task.spec, 2))
+        if absent := [name for name in wanted if name not in values]:
+            raise CheckpointError(
+                f"{path} holds {', '.join(values)} and no {', '.join(absent)}",
+                expected=f"all parts of a network of task {task.name}",
+                remedy="such a run can be trained on: --config.train.init_from=RUN",
+            )
     for (a, first), (b, other) in itertools.pairwise(zip(paths, tasks, strict=True)):
         for fact in ("branches", "normalization"):
             if first.record.get(fact) != other.record.get(fact):

@@ -1,9 +1,10 @@
 """From the `data` group of a config to sources."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from ml_collections import ConfigDict
 
+from xec_jax.data.manifest import Pattern
 from xec_jax.data.reweight import bins_of, reweighted
 from xec_jax.data.root import RootSource
 from xec_jax.data.source import Source
@@ -12,7 +13,7 @@ from xec_jax.errors import ConfigError
 
 def open_source(
     config: ConfigDict,
-    path: str | Sequence[str],
+    path: Pattern,
     *,
     wanted: Collection[str] = ("npho", "time"),
     shuffle: bool = False,

@@ -57,7 +57,10 @@ def calibration(arrays: Mapping[str, np.ndarray]) -> dict[str, Calibration]:
         sigma = np.sqrt(sum(np.asarray(error, np.float64) ** 2 for error in errors))
         truth = np.asarray(arrays[key], np.float64)
         is_known = (np.abs(truth) < 9e9) & (sigma > 0)
-        pulls = (arrays[f"pred_{name}"] - truth) / np.where(sigma > 0, sigma, 1)
+        residual = arrays[f"pred_{name}"] - truth
+        if name == "angle":  # azimuths differ by less than half a turn
+            residual[:, 1] = (residual[:, 1] + 180) % 360 - 180
+        pulls = residual / np.where(sigma > 0, sigma, 1)
         columns = [(name, pulls, is_known)]
         if truth.ndim > 1:
             columns = [(f"{name}[{i}]", pulls[:, i], is_known[:, i]) for i in range(truth.shape[1])]

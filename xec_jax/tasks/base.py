@@ -63,7 +63,8 @@ class Task:
         derive: Metrics after their division -> metrics to report (roots, ratios of metrics).
         predict: (params, batch, key or None) -> arrays with a leading event axis. With a key,
             dropout is active: one draw of a Monte-Carlo estimate of the uncertainty.
-        figures: predictions of some events -> (file stem, matplotlib figure) pairs.
+        preview: Like `predict`, for figures, where they need something else than users do.
+        figures: what `preview` returns for some events -> (file stem, matplotlib figure) pairs.
         units: Metric name -> unit, for tables and axis labels.
         record: Facts stored with every checkpoint and compared at resume and hand-over (geometry
             fingerprint, normalization).
@@ -81,6 +82,7 @@ class Task:
     evaluate: LossFn
     derive: Callable[[Mapping[str, float]], dict[str, float]] = dict
     predict: PredictFn | None = None
+    preview: PredictFn | None = None
     figures: Figures | None = None
     units: Mapping[str, str] = field(default_factory=dict)
     record: Mapping[str, Any] = field(default_factory=dict)

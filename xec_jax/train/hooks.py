@@ -108,7 +108,8 @@ class Figures(Drawing):
         self.batch = source.batch(0, size=events, shard=(0, 1), seed=0, train=False)
         positions = np.arange(events, dtype=np.int32)
         self.batch |= {"_position": positions, "_step": np.zeros(events, np.int32)}
-        self.predict = None if task.predict is None else jax.jit(task.predict)
+        predict = task.preview or task.predict
+        self.predict = None if predict is None else jax.jit(predict)
 
     def draw(self, params: Params) -> Iterable[tuple[str, Any]]:
         """Predicts and hands the arrays to the task's `figures`."""
