@@ -4,8 +4,10 @@ import os
 
 import pytest
 
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Tests compile large programs to run them once: compiling fast is worth more than running fast.
+FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = " ".join(
+    (os.environ.get("XLA_FLAGS", ""), FAST_COMPILE, "--xla_force_host_platform_device_count=4")
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -17,6 +19,6 @@ def caches(tmp_path_factory):
     return {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "XEC_JAX_CACHE": str(folder / "samples"),
-        "XLA_FLAGS": "",
+        "XLA_FLAGS": FAST_COMPILE,
         "PYTHONUNBUFFERED": "1",
     }

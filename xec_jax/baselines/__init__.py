@@ -1,0 +1,1 @@
+"""Classical methods that the networks are compared with."""
