@@ -35,6 +35,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     c.data.batch_size = 128
     c.train.grad_accum_steps = 2  # 256 events per device and step
 
+    for key in ("loss_fn", "loss_beta", "npho_threshold"):
+        del c.train[key]  # of reconstructions; here every quantity has a loss of its own
     c.train.tasks = ConfigDict()
     for name, quantity in QUANTITIES.items():
         task = c.train.tasks[name] = ConfigDict()
@@ -69,6 +71,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     for name, nbins in BINS.items():
         c.data.reweight[name] = ConfigDict({"enabled": False, "nbins": nbins})
         c.data.reweight[name].branch = c.train.tasks[name].get_ref("branch")
+    c.data.reweight.timing.reference = placeholder(str)  # found before the training
 
     c.optim.lr = 3e-4
     c.optim.lr_scheduler = "cosine"

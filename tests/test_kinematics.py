@@ -1,5 +1,7 @@
 """Coordinates: inverse pairs, and values worked out by hand."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -51,3 +53,16 @@ def test_opening_angle_of_nearly_parallel_vectors():
     b = np.array([1e-5, 0, 1], np.float32)
     assert float(kinematics.opening_angle(a, b)) == pytest.approx(1e-5, rel=1e-4)
     assert float(kinematics.opening_angle(a, -a)) == pytest.approx(np.pi, rel=1e-6)
+
+
+@pytest.mark.parametrize("angle", [0.0, 179.0, 180.0, -180.0, 181.0, 359.0, 360.0, 720.5, -541.0])
+def test_wrapped_angles_lie_in_one_turn(angle):
+    wrapped = float(kinematics.wrap_degrees(angle))
+    assert -180 < wrapped <= 180
+    assert ((angle - wrapped) / 360).is_integer()
+
+
+def test_wrapping_keeps_small_angles_and_slopes():
+    assert float(kinematics.wrap_degrees(np.float32(1e-6))) == np.float32(1e-6)
+    slope = jax.grad(kinematics.wrap_degrees)(jnp.float32(359.0))
+    assert slope == 1

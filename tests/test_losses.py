@@ -20,7 +20,6 @@ from xec_jax.losses import (
     quantile,
     ratio,
     smooth_l1,
-    wrap_degrees,
 )
 from xec_jax.types import Mean
 
@@ -87,13 +86,6 @@ def test_a_vector_of_length_0_has_a_slope_towards_the_target():
     value, slope = jax.value_and_grad(lambda x: cosine(x, target).sum())(jnp.zeros((1, 3)))
     assert value == 1
     np.testing.assert_allclose(slope, -target, rtol=1e-6)
-
-
-@pytest.mark.parametrize("angle", [0.0, 179.0, 180.0, -180.0, 181.0, 359.0, 360.0, 720.5, -541.0])
-def test_wrapped_angles_lie_in_one_turn(angle):
-    wrapped = float(wrap_degrees(angle))
-    assert -180 < wrapped <= 180
-    assert ((angle - wrapped) / 360).is_integer()
 
 
 def test_quantiles_settle_where_their_share_of_the_targets_lies_below():

@@ -11,7 +11,7 @@ import uproot
 from commands import run
 
 from xec_jax import config as configs
-from xec_jax.errors import CheckpointError, ConfigError, DataError
+from xec_jax.errors import CheckpointError, ConfigError
 from xec_jax.nets.faces import CHANNELS
 from xec_jax.plots.calibration import calibration, calibration_figure
 from xec_jax.predict import main
@@ -124,6 +124,8 @@ def test_refusals_leave_nothing(runs, data, tmp_path):
     assert target.read_text() == "precious"
     with pytest.raises(CheckpointError, match="no run folder"):
         predict(tmp_path / "new.root", "--run", tmp_path, "--input", data)
+    with pytest.raises(ConfigError, match="2 and more draws"):
+        predict(tmp_path / "new.root", "--run", runs[0], "--input", data, "--mc_dropout", 1)
     with pytest.raises(ConfigError, match="batch_size"):
         main(["--run", "x", "--input", "y", "--output", "z.root", "--batch_size", "0"])
     assert [path.name for path in tmp_path.iterdir()] == ["out.root"]
@@ -146,13 +148,43 @@ def test_a_bare_encoder_predicts_nothing(runs, data, tmp_path):
     assert not (tmp_path / "out.root").exists()
 
 
-def test_a_branch_that_the_network_reads_is_missed(runs, data, tmp_path, monkeypatch):
+def test_a_branch_that_files_lack_is_invalid_and_said_to_be(
+    runs, data, tmp_path, monkeypatch, caplog
+):
     def needy(config):
-        return dataclasses.replace(light_sum(config), inputs=("npho", "time", "moonPhase"))
+        task = light_sum(config)
+
+        def with_moon(params, batch, key=None):
+            found = task.predict(params, batch, key)
+            return found | {"moon": batch["moonPhase"]}
+
+        spec = dict(task.spec) | {"moonPhase": ((2,), np.float32)}
+        inputs = ("npho", "time", "moonPhase")
+        return dataclasses.replace(task, spec=spec, inputs=inputs, predict=with_moon)
 
     monkeypatch.setattr(base, "make_task", needy)
-    with pytest.raises(DataError, match="no branch 'moonPhase'"):
-        predict(tmp_path / "out.root", "--run", runs[0], "--input", data)
+    arrays, _ = predict(tmp_path / "out.root", "--run", runs[0], "--input", data)
+    assert (arrays["moon"] == 1e10).all()
+    assert arrays["moon"].shape == (EVENTS, 2)
+    assert "no branch 'moonPhase'" in caplog.text
+
+
+def test_an_ensemble_has_one_kind_of_answer(runs, data, tmp_path, monkeypatch):
+    made = []
+
+    def moody(config):
+        task = light_sum(config)
+        made.append(task)
+        if len(made) == 1:
+            return task
+        return dataclasses.replace(
+            task, predict=lambda p, b, key=None: {"pred_theta": b["npho"][:, :2]}
+        )
+
+    monkeypatch.setattr(base, "make_task", moody)
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: str(len(made)))  # no two configs equal
+    with pytest.raises(ConfigError, match="predict different things"):
+        predict(tmp_path / "out.root", "--run", *runs, "--input", data)
 
 
 def test_mean_and_spread_of_claimed_errors():
@@ -188,3 +220,5 @@ def test_calibration_knows_honest_errors():
     assert results["v[0]"].coverage(1) == pytest.approx(0.683, abs=0.01)
     assert len(results["v[0]"].pulls) == len(truth) - 1
     assert len(calibration_figure(results).axes) == 2
+    arrays["pred_v"][3] = np.nan  # an event without the zero of its time, say
+    assert len(calibration(arrays)["v[0]"].pulls) == len(truth) - 2

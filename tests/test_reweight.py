@@ -164,3 +164,15 @@ def test_nothing_asked_for_changes_nothing(files):
 def test_numbers_that_make_no_histogram(files, reweight, message):
     with pytest.raises(ConfigError, match=message):
         open_sources(data_config(files, **reweight))
+
+
+def test_times_are_taken_less_their_zero():
+    rng = np.random.default_rng(0)
+    zero = rng.uniform(-1e-8, 1e-8, 4000)
+    since = rng.exponential(1.0, 4000)
+    truth = {"t": 1e9 * zero + since, "zero": zero}
+    truth["zero"][0] = 1e10
+    relative = Weighting.of(truth, {"t": (10,)}, 10.0, {"t": "zero"})
+    known = np.where(np.arange(4000) > 0, since, np.nan)
+    direct = Weighting.of({"t": known}, {"t": (10,)}, 10.0)
+    np.testing.assert_allclose(relative(truth), direct({"t": known}), rtol=1e-3)

@@ -14,7 +14,12 @@ from xec_jax.train.saved import SavedRun, hand_over, load_run
 from xec_jax.train.trainer import Trainer
 from xec_jax.train.workdir import open_workdir
 
-RECORD = {"geometry": "abc", "normalization": {"scale": 1.0, "rule": "positive"}, "other": (1, 2)}
+RECORD = {
+    "geometry": "abc",
+    "detector": "pool3x3",
+    "normalization": {"scale": 1.0, "rule": "positive"},
+    "other": (1, 2),
+}
 
 
 def run_of(**modules):
@@ -43,7 +48,11 @@ def test_shared_modules_are_taken_and_the_rest_stays_fresh():
     [
         ({"decoder": (3, 2)}, RECORD, ["nothing to start from", "decoder", "encoder"]),
         ({"encoder": (3, 4)}, RECORD, ["encoder/kernel", "(3, 4) there", "(3, 2) here"]),
-        ({"encoder": (3, 2)}, RECORD | {"geometry": "xyz"}, ["geometry: abc there, xyz here"]),
+        (
+            {"encoder": (3, 2)},
+            RECORD | {"geometry": "xyz", "detector": "pool1x1"},
+            ["geometry: abc there, xyz here", "detector: pool3x3 there, pool1x1 here"],
+        ),
         (
             {"encoder": (3, 2)},
             RECORD | {"normalization": {"scale": 2.0, "rule": "positive"}},
@@ -56,6 +65,19 @@ def test_weights_that_do_not_fit(there, record, words):
         hand_over(run_of(**there), fresh(encoder=(3, 2)), record)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_head_whose_numbers_mean_something_else_stays_fresh():
+    """Another loss or another scale of the output: equal shapes are not enough."""
+    there = run_of(encoder=(3, 2), head_energy=(4,), head_angle=(2,))
+    there.record["modules"] = {"head_energy": {"std": [1.0]}, "head_angle": {"std": [5.0]}}
+    record = RECORD | {"modules": {"head_energy": {"std": (2.0,)}, "head_angle": {"std": (5.0,)}}}
+    params, text = hand_over(
+        there, fresh(encoder=(3, 2), head_energy=(4,), head_angle=(2,)), record
+    )
+    assert (params["head_energy"]["kernel"] == 0).all()
+    assert (params["head_angle"]["kernel"] == 7).all()
+    assert "fresh: head_energy" in text
 
 
 def test_a_missing_parameter_of_a_shared_module_is_an_error():

@@ -6,10 +6,12 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from xec_jax import config as configs
 from xec_jax import metrics
+from xec_jax.data.reweight import zeros_of
 from xec_jax.data.root_writer import write_tree
 from xec_jax.errors import ConfigError, DataError
 from xec_jax.kinematics import angles_to_vector
@@ -18,7 +20,8 @@ from xec_jax.sim.lxe import simulate_range
 from xec_jax.targets import QUANTITIES, Target
 from xec_jax.tasks import regress
 from xec_jax.tasks.base import example_batch, make_task, prepare
-from xec_jax.train.step import Tally
+from xec_jax.train.mesh import make_mesh
+from xec_jax.train.step import Tally, init_state, make_train_step
 from xec_jax.types import Mean
 
 RNG = np.random.default_rng(0)
@@ -201,14 +204,30 @@ def test_reference(branch, chosen, expected):
         (["train.loss_balance=auto", "train.tasks.uvwFI.loss_fn=gaussian_nll"], "no minimum"),
         (["train.loss_balance=automatic"], "manual or auto"),
         (["train.tasks.timing.reference=none"], "time is not in the input"),
-        (["data.time_branch=none"], "time is not in the input"),
+        (["data.time_branch=None"], "time is not in the input"),
         (["train.tasks.timing.reference=first"], "auto, none or"),
-        (["data.npho_branch=relative_npho", "train.npho_threshold=0.01"], "know the energy"),
+        (["data.npho_branch=relative_npho"], "know the energy"),
         (["model.heads=both"], "active or all"),
         (["train.loss_units=cm"], "std or physical"),
         (["model.output_affine=yes"], "auto or none"),
         (["model.hidden_dim=0"], "positive"),
         (["model.head_dropout=1.0"], "inside"),
+        (["model.output_affine=none"], "no standard deviation"),
+        (["model.affine.energy.mean=(1.0,)"], "both, or None"),
+        (
+            [
+                "model.output_affine=none",
+                "train.loss_units=physical",
+                "model.affine.energy.mean=(1.0,)",
+                "model.affine.energy.std=(1.0,)",
+            ],
+            "keeps what is set",
+        ),
+        ([f"train.tasks.{name}.weight=0.0" for name in FOUR], "none has a weight"),
+        (
+            ["train.tasks.energy.log_transform=true", "train.tasks.energy.loss_fn=relative_l1"],
+            "relative already",
+        ),
         (["model.affine.angle.mean=(1.0,)", "model.affine.angle.std=(1.0,)"], "2 number"),
         (["model.affine.energy.mean=(1.0,)", "model.affine.energy.std=(0.0,)"], "above 0"),
         (
@@ -232,7 +251,7 @@ def test_unknown_names_are_refused():
 
 
 def test_energies_from_fractions_for_those_who_insist():
-    relative = ["data.npho_branch=relative_npho", "train.npho_threshold=0.01"]
+    relative = ["data.npho_branch=relative_npho"]
     make_task(load_config(*relative, "data.allow_relative_energy=true"))
     make_task(load_config(*relative, "train.tasks.energy.enabled=false"))
 
@@ -293,10 +312,35 @@ def test_prepare_fills_in_what_is_not_set(events, tmp_path):
 
 def test_prepare_leaves_alone(events, tmp_path):
     path = write_truth(tmp_path / "a.root", events)
-    config = load_config("model.output_affine=none", train=path)
+    plain = ["model.output_affine=none", "train.loss_units=physical"]
+    config = load_config(*plain, "train.tasks.timing.enabled=false", train=path)
     assert configs.diff(prepare(config), config) == {}
     config = configs.load("configs/regress.py")
     assert prepare(config) is config, "no files yet"
+
+
+def test_a_head_from_another_run_keeps_its_scale(events, tmp_path):
+    """The weights of a head mean nothing without the mean and std that they were trained with."""
+    here = write_truth(tmp_path / "a.root", events)
+    start = load_config().copy_and_resolve_references().unlock()
+    start.model.affine.energy.update({"mean": (0.5,), "std": (0.25,)})
+    start.model.affine.angle.update({"mean": (1.0, 2.0), "std": (3.0, 4.0)})
+    start.train.tasks.angle.loss_fn = "gaussian_nll"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(configs.to_json(start))
+    config = prepare(load_config(f"train.init_from={tmp_path / 'run'}", train=here))
+    assert config.model.affine.energy.mean == (0.5,)
+    assert config.model.affine.energy.std == (0.25,)
+    assert config.model.affine.angle.mean != (1.0, 2.0), "another loss: the head starts fresh"
+    old, new = make_task(start).record["modules"], make_task(config).record["modules"]
+    assert old["head_energy"] == new["head_energy"]
+    assert old["head_angle"] != new["head_angle"]
+
+
+def test_reweighted_times_are_those_that_are_learned(events, tmp_path):
+    path = write_truth(tmp_path / "a.root", events)
+    config = prepare(load_config("data.reweight.timing.enabled=true", train=path))
+    assert zeros_of(config.data) == {"timeTruth": "time_min_used"}
 
 
 @pytest.mark.parametrize(
@@ -524,6 +568,28 @@ def small(events):
     jitted = {name: jax.jit(getattr(task, name)) for name in ("init", "evaluate", "predict")}
     task = dataclasses.replace(task, **jitted)
     return task, batch, task.init(jax.random.PRNGKey(0), batch)
+
+
+def test_a_step_does_not_depend_on_the_cut(small):
+    """Accumulation with missing truth, padding and unequal event weights."""
+    task, batch, params = small
+    batch = {k: v.copy() for k, v in batch.items()}
+    batch["weight"][:] = [1, 0.5, 2, 1, 0, 1.5]
+    batch["energyTruth"][[0, 3]] = np.nan, 1e10
+    tx, after = optax.sgd(0.1), []
+    for parts in (1, 2):
+        step = make_train_step(task.evaluate, tx, mesh=make_mesh(1), accum_steps=parts)
+        start = init_state(jax.tree.map(jnp.copy, params), tx, seed=0, with_ema=False)
+        state, tally = step(start, batch)
+        after.append((state.params, Tally.means([tally])["loss"]))
+    assert after[0][1] == pytest.approx(after[1][1], rel=1e-6)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after[0][0], params)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
+        after[0][0],
+        after[1][0],
+    )
 
 
 def test_padding_and_missing_truth_change_nothing_else(small):

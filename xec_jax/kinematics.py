@@ -43,6 +43,11 @@ def vector_to_angles(vector: ArrayLike) -> Array:
     return jnp.rad2deg(jnp.stack([jnp.arctan2(jnp.hypot(x, y), z), jnp.arctan2(y, -x)], -1))
 
 
+def wrap_degrees(angle: ArrayLike) -> ArrayLike:
+    """Takes whole turns off a difference of angles, which leaves (-180, 180]."""
+    return angle + 360.0 * ((180.0 - angle) // 360.0)
+
+
 def opening_angle(a: ArrayLike, b: ArrayLike) -> Array:
     """Angle between vectors in radians, in [0, pi], exact for tiny angles too."""
     a, b = jnp.asarray(a), jnp.asarray(b)

@@ -67,8 +67,12 @@ def cosine(prediction: Array, target: Array) -> Array:
         (..., 1). A vector of length 0 counts as perpendicular to everything and is told to
         grow towards the target.
     """
-    dot = (_direction(prediction) * _direction(target)).sum(-1, keepdims=True)
-    return 1 - dot
+    a, b = _direction(prediction), _direction(target)
+    has_length = [jnp.square(v).sum(-1, keepdims=True) > 0.5 for v in (a, b)]
+    # Of unit vectors 1 - cos is |a - b|^2 / 2, which keeps its digits at small angles.
+    half_square = 0.5 * jnp.square(a - b).sum(-1, keepdims=True)
+    dot = (a * b).sum(-1, keepdims=True)
+    return jnp.where(has_length[0] & has_length[1], half_square, 1 - dot)
 
 
 def _direction(x: Array) -> Array:
@@ -77,12 +81,6 @@ def _direction(x: Array) -> Array:
     # The slope of a length at 0 is NaN, also where a `where` discards it afterwards.
     square = jnp.square(x).sum(-1, keepdims=True)
     return x * lax.rsqrt(jnp.where(square > 1e-12, square, 1.0))
-
-
-def wrap_degrees(angle: ArrayLike) -> Array:
-    """Takes whole turns off a difference of angles, which leaves (-180, 180]."""
-    angle = jnp.asarray(angle)
-    return angle - 360.0 * jnp.ceil(angle / 360.0 - 0.5)
 
 
 def gaussian_nll(prediction: Array, target: Array, beta: float = 0.5) -> Array:
@@ -182,12 +180,12 @@ def make_loss(
             expected="one of " + ", ".join(LOSSES),
             remedy=f"did you mean {nearest!r}?",
         )
+    if beta is not None and not beta >= 0:
+        raise ConfigError(f"loss_beta is {beta}", expected="0 or a positive number")
     if name == "quantile" and quantiles is not None:
         return functools.partial(quantile, quantiles=tuple(quantiles))
     if beta is None or name not in WITH_BETA:
         return LOSSES[name]
-    if not beta >= 0:
-        raise ConfigError(f"loss_beta is {beta}", expected="0 or a positive number")
     return functools.partial(LOSSES[name], beta=beta)
 
 

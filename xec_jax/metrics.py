@@ -57,7 +57,7 @@ def error_sums(target: Target, output: Array, truth: Array, weight: Array) -> Me
         psi = opening_angle(*directions)
         name = f"{target.name}_resolution_68pct"
         found |= percentile_sums(name, jnp.rad2deg(psi), weight, largest=180.0)
-        found[f"cos:{target.name}"] = mean_of(1 - jnp.cos(psi), weight)
+        found[f"cos:{target.name}"] = mean_of(2 * jnp.square(jnp.sin(psi / 2)), weight)
     if target.name == "uvwFI":
         distance = jnp.sqrt(jnp.square(residual).sum(-1))
         found["uvw_dist_mean"] = mean_of(distance, weight)
@@ -66,8 +66,9 @@ def error_sums(target: Target, output: Array, truth: Array, weight: Array) -> Me
         share = residual[:, 0] / jnp.maximum(jnp.abs(truth_here[:, 0]), 1e-6)
         found |= percentile_sums("energy_rel_res_68pct", share, weight, largest=10.0)
     if target.loss_fn == "gaussian_nll":
-        sigma = jnp.exp(0.5 * output[:, target.n_components :])
-        pull = target.residual(point, truth) / sigma
+        log_sigma = 0.5 * output[:, target.n_components :]
+        pull = target.residual(point, truth) * jnp.exp(-log_sigma)
+        found[f"{target.name}_sigma_mean"] = mean_of(target.sigma(output), each)
         found[f"{target.name}_pull_rms:square"] = mean_of(jnp.square(pull), each)
     if target.loss_fn == "quantile":
         low, high = target.interval(output)
@@ -151,6 +152,8 @@ def units_of(target: Target) -> dict[str, str]:
         units[f"{target.name}_resolution_68pct"] = "deg"
     if target.name == "uvwFI":
         units |= {"uvw_dist_mean": "cm", "uvw_dist_68pct": "cm"}
+    if unit and target.loss_fn == "gaussian_nll":
+        units[f"{target.name}_sigma_mean"] = unit
     if target.name in SMALLER:
         small, _ = SMALLER[target.name]
         units[f"{target.name}_res_68pct_{small.lower()}"] = small

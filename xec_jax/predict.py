@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xec_jax.errors import EXIT_CODES, CheckpointError, ConfigError, DataError, run_command
+from xec_jax.errors import EXIT_CODES, CheckpointError, ConfigError, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,9 +117,17 @@ class Members:
         self.networks = [(steps[id(t)], values) for t, values in zip(tasks, params, strict=True)]
 
     def __call__(self, batch: Mapping[str, Any]) -> "dict[str, np.ndarray]":
-        """Returns the combined prediction of a batch."""
+        """Returns the combined prediction of a batch; inputs that it lacks are invalid."""
         import jax
+        import jax.numpy as jnp
 
+        from xec_jax.geometry import INVALID
+
+        batch = dict(batch)
+        for name in self.task.inputs or ():
+            if name not in batch:  # the marker of a missing value
+                shape = (len(batch["weight"]), *self.task.spec[name][0])
+                batch[name] = jnp.full(shape, INVALID, jnp.float32)
         keys = self.keys or [None]
         answers = [step(params, batch, key) for step, params in self.networks for key in keys]
         return self.task.combine(jax.device_get(answers))
@@ -159,11 +167,10 @@ class Pulls:
     def watch(self, rows: "Iterator[dict[str, np.ndarray]]") -> "Iterator[dict[str, np.ndarray]]":
         """Passes rows on and keeps predictions, uncertainties and truth."""
         for chunk in rows:
-            names = [n.removeprefix("true_") for n in chunk if n.startswith("true_")]
-            for name in names:
-                for key in (f"{k}{name}{s}" for k in ("pred_", "true_") for s in ("", *SPREADS)):
-                    if key in chunk:
-                        self.kept.setdefault(key, []).append(chunk[key])
+            for name in [n.removeprefix("true_") for n in chunk if n.startswith("true_")]:
+                spreads = [f"pred_{name}{s}" for s in SPREADS if f"pred_{name}{s}" in chunk]
+                for key in (f"true_{name}", f"pred_{name}", *spreads) if spreads else ():
+                    self.kept.setdefault(key, []).append(chunk[key])
             yield chunk
 
     def report(self, output: Path) -> None:
@@ -171,12 +178,15 @@ class Pulls:
         import numpy as np
 
         arrays = {key: np.concatenate(parts) for key, parts in self.kept.items()}
-        if not any(key.endswith(SPREADS) for key in arrays):
+        if not arrays:
             return
         from xec_jax.plots.calibration import calibration, calibration_figure
         from xec_jax.plots.style import save
 
         results = calibration(arrays)
+        if not results:
+            print("  no spread anywhere: do these networks have dropout, or different weights?")
+            return
         for name, result in results.items():
             print(
                 f"  {name}: {result.coverage(1.0):.1%} within one sigma (68.3 % expected), ", end=""
@@ -186,6 +196,8 @@ class Pulls:
 
 
 SPREADS = ("_std", "_sigma")
+
+log = logging.getLogger(__name__)
 
 
 def _tasks(runs: "Sequence[SavedRun]") -> "list[Task]":
@@ -209,14 +221,12 @@ def _wanted(task: "Task", tree: str, first: Path) -> list[str]:
     inputs = list(task.spec if task.inputs is None else task.inputs)
     with RootFile(first, tree) as file:
         present = [name for name in task.spec if file.has(name)]
-        missing = [name for name in inputs if name not in CHANNELS and not file.has(name)]
-    if missing:
-        raise DataError(
-            f"{first}: no branch {missing[0]!r} in tree {tree!r}",
-            expected=f"{', '.join(inputs)}, which the network reads",
-            remedy="add the branch, or train without what needs it",
+    sensors = [name for name in inputs if name in CHANNELS]
+    if absent := [name for name in inputs if name not in sensors + present]:
+        log.warning(
+            "%s: no branch %s; what needs it becomes NaN", first, ", ".join(map(repr, absent))
         )
-    return list(dict.fromkeys(inputs + present))
+    return list(dict.fromkeys(sensors + present))
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -226,9 +236,9 @@ def _check(options: argparse.Namespace) -> None:
             expected="a new file",
             remedy="choose another --output, or --overwrite",
         )
-    if options.batch_size < 1 or options.mc_dropout < 0:
+    if options.batch_size < 1 or options.mc_dropout < 0 or options.mc_dropout == 1:
         found = f"--batch_size {options.batch_size}, --mc_dropout {options.mc_dropout}"
-        raise ConfigError(found, expected="a positive batch size, and 0 or more draws")
+        raise ConfigError(found, expected="a positive batch size; 0, or 2 and more draws")
 
 
 def _check_members(paths: Sequence[Path], tasks: "Sequence[Task]", params: Sequence[Any]) -> None:
@@ -253,9 +263,25 @@ def _check_members(paths: Sequence[Path], tasks: "Sequence[Task]", params: Seque
                     f"{a} and {b} have different {fact}: they cannot read the same files",
                     expected="runs with equal inputs",
                 )
-        if first.name != other.name:
-            found = f"{a} is of task {first.name}, {b} of {other.name}"
-            raise ConfigError(found, expected="runs of one task")
+        answers = [_answer(task) for task in (first, other)]
+        if first.name != other.name or answers[0] != answers[1]:
+            differing = [f"{k} {shape}" for k, shape in answers[0].items() ^ answers[1].items()]
+            what = ", ".join(differing) or f"tasks {first.name} and {other.name}"
+            found = f"{a} and {b} predict different things: {what}"
+            raise ConfigError(found, expected="runs of one task with the same outputs")
+
+
+def _answer(task: "Task") -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what a task predicts, without computing it."""
+    import jax
+
+    from xec_jax.tasks.base import example_batch
+
+    batch = example_batch(task.spec, 2)
+    params = jax.eval_shape(task.init, jax.random.PRNGKey(0), batch)
+    assert task.predict is not None
+    found = jax.eval_shape(task.predict, params, batch)
+    return {name: value.shape for name, value in found.items()}
 
 
 if __name__ == "__main__":

@@ -11,18 +11,20 @@ Source: heads, truth branches and units of the PyTorch predecessor.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from xec_jax.geometry import INVALID_ABOVE
-from xec_jax.losses import Loss, make_loss, mean_loss, wrap_degrees
+from xec_jax.kinematics import wrap_degrees
+from xec_jax.losses import Loss, make_loss, mean_loss
 from xec_jax.types import Array, ArrayLike, Mean
 
 N_CLASSES = 5
 LEAST = 1e-6
-"""Truth below it counts as this much where its logarithm is learned."""
+"""What smaller truth counts as where its logarithm is learned."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,18 @@ class Target:
         return self.name == "n_gamma"
 
     @property
+    def meaning(self) -> dict[str, Any]:
+        """What turns the numbers of the head into predictions: its weights fit nothing else."""
+        form = {"gaussian_nll": "normal", "quantile": list(self.quantiles)}
+        return {
+            "form": form.get(self.loss_fn, "class" if self.is_class else "point"),
+            "log_transform": self.log_transform,
+            "reference": self.reference,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @property
     def n_components(self) -> int:
         """Numbers per event in the truth."""
         return len(self.quantity.components)
@@ -159,10 +173,10 @@ class Target:
         if self.name == "angle":
             phi = np.deg2rad(truth[:, 1])
             mean[1] = np.rad2deg(np.arctan2(np.sin(phi).mean(), np.cos(phi).mean()))
-            away[:, 1] = (truth[:, 1] - mean[1] + 180) % 360 - 180
+            away[:, 1] = wrap_degrees(truth[:, 1] - mean[1])
         std = np.sqrt(np.square(away).mean(0))
         size = np.where(mean == 0, 1.0, np.abs(mean))
-        std = np.where(std > LEAST * size, std, size)
+        std = np.where(std > 1e-6 * size, std, size)
         return _six_digits(mean), _six_digits(std)
 
     def output(self, raw: Array) -> Array:
@@ -251,13 +265,17 @@ class Target:
             zero = jnp.where(is_timed[:, None], zero, jnp.nan)
         found = {name: self.physical(point - turns) + zero}
         if self.loss_fn == "gaussian_nll":
-            sigma = jnp.exp(0.5 * output[:, self.n_components :])
-            # Of a logarithm, sigma is a relative error.
-            found[f"{name}_sigma"] = sigma * found[name] if self.log_transform else sigma
+            found[f"{name}_sigma"] = self.sigma(output) + 0 * zero  # no time, no error of it
         if self.loss_fn == "quantile":
             for suffix, level in zip(("low", "high"), self.interval(output), strict=True):
                 found[f"{name}_{suffix}"] = self.physical(level - turns) + zero
         return {key: v[:, 0] if self.n_components == 1 else v for key, v in found.items()}
+
+    def sigma(self, output: Array) -> Array:
+        """The standard deviation (b n) in the output of a likelihood, in the quantity's unit."""
+        sigma = jnp.exp(0.5 * output[:, self.n_components :])
+        # Of a logarithm, sigma is a relative error.
+        return sigma * self.physical(self.point(output)) if self.log_transform else sigma
 
     def interval(self, output: Array) -> tuple[Array, Array]:
         """The outermost quantiles (b n) in an output."""

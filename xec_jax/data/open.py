@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from ml_collections import ConfigDict
 
 from xec_jax.data.manifest import Pattern
-from xec_jax.data.reweight import bins_of, reweighted
+from xec_jax.data.reweight import bins_of, reweighted, zeros_of
 from xec_jax.data.root import RootSource
 from xec_jax.data.source import Source
 from xec_jax.errors import ConfigError
@@ -61,7 +61,12 @@ def open_sources(
         ConfigError: Unknown kind of source.
         DataError: A file that cannot be used, or none at all.
     """
-    train = open_source(config, config.train, wanted=[*wanted, *bins_of(config)], shuffle=True)
+    train = open_source(
+        config,
+        config.train,
+        wanted=[*wanted, *bins_of(config), *zeros_of(config).values()],
+        shuffle=True,
+    )
     train = reweighted(train, config)
     if config.valid is None:
         return train, {}

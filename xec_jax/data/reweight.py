@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -69,15 +69,21 @@ class Weighting:
         histograms: By branch.
         scale: Factor of the product.
         largest: Bound of the scaled product.
+        zeros: Branch of times in ns -> branch with their zero in s, which is subtracted.
     """
 
     histograms: Mapping[str, Histogram]
     scale: float
     largest: float
+    zeros: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, truth: Mapping[str, np.ndarray], bins: Mapping[str, Sequence[int]], largest: float
+        cls,
+        truth: Mapping[str, np.ndarray],
+        bins: Mapping[str, Sequence[int]],
+        largest: float,
+        zeros: Mapping[str, str] | None = None,
     ) -> "Weighting":
         """Makes the histograms of the training events.
 
@@ -85,22 +91,33 @@ class Weighting:
             truth: All training events, by branch.
             bins: Numbers of bins per branch.
             largest: Bound of a weight, above 1.
+            zeros: See the class.
         """
-        histograms = {name: Histogram.of(_columns(truth[name]), n) for name, n in bins.items()}
-        product = cls(histograms, 1.0, np.inf)(truth)
+        zeros = zeros or {}
+        histograms = {
+            name: Histogram.of(_columns(truth, name, zeros), n) for name, n in bins.items()
+        }
+        product = cls(histograms, 1.0, np.inf, zeros)(truth)
         scale = 1.0
         for _ in range(100):  # rises to the factor that makes the mean 1 in spite of the bound
             scale /= np.minimum(scale * product, largest).mean()
-        return cls(histograms, scale, largest)
+        return cls(histograms, scale, largest, zeros)
 
     def __call__(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns the weights (n,) of events."""
-        product = np.prod([h(_columns(batch[k])) for k, h in self.histograms.items()], axis=0)
+        weights = [h(_columns(batch, k, self.zeros)) for k, h in self.histograms.items()]
+        product = np.prod(weights, axis=0)
         return np.minimum(self.scale * product, self.largest)
 
 
-def _columns(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, np.float32).reshape(len(values), -1)
+def _columns(arrays: Mapping[str, np.ndarray], branch: str, zeros: Mapping[str, str]) -> np.ndarray:
+    """Numbers of a branch (n, k), times less their zero; NaN where that is not known."""
+    values = np.asarray(arrays[branch], np.float32).reshape(len(arrays[branch]), -1)
+    if branch not in zeros:
+        return values
+    zero = np.asarray(arrays[zeros[branch]], np.float32).reshape(-1, 1)
+    is_known = _is_known(values) & _is_known(zero)
+    return np.where(is_known[:, None], values - np.float32(1e9) * zero, np.nan)
 
 
 class ReweightedSource:
@@ -173,6 +190,12 @@ def bins_of(config: ConfigDict) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def zeros_of(config: ConfigDict) -> dict[str, str]:
+    """Returns the branches of `data.reweight` that are taken relative to another branch."""
+    asked = [one for name, one in config.get("reweight", {}).items() if name != "max_weight"]
+    return {one.branch: one.reference for one in asked if one.enabled and one.get("reference")}
+
+
 def reweighted(source: Source, config: ConfigDict) -> Source:
     """Wraps the training source in the weights that `data.reweight` asks for.
 
@@ -189,9 +212,10 @@ def reweighted(source: Source, config: ConfigDict) -> Source:
     bins = bins_of(config)
     if not bins:
         return source
-    truth = read_truth(config, dict.fromkeys(bins))
+    zeros = zeros_of(config)
+    truth = read_truth(config, dict.fromkeys([*bins, *zeros.values()]))
     for branch, n in bins.items():
-        values = _columns(truth[branch])
+        values = _columns(truth, branch, zeros)
         if (len(n), values.shape[1]) == (2, 3):
             bins[branch] = n = (*n, n[0])
         if len(n) != values.shape[1]:
@@ -205,11 +229,11 @@ def reweighted(source: Source, config: ConfigDict) -> Source:
                 expected="finite numbers below 9e9",
                 remedy="choose another branch or switch data.reweight off",
             )
-    weighting = Weighting.of(truth, bins, config.reweight.max_weight)
+    weighting = Weighting.of(truth, bins, config.reweight.max_weight, zeros)
     weights = weighting(truth)
     logger.info(
         "reweighting by %s: weights from %.3g to %.3g, mean %.3g",
         *(", ".join(bins), weights.min(), weights.max(), weights.mean()),
     )
-    settings = json.dumps({"bins": bins, "max_weight": config.reweight.max_weight})
+    settings = json.dumps({"bins": bins, "max_weight": config.reweight.max_weight, "zeros": zeros})
     return ReweightedSource(source, weighting, settings)

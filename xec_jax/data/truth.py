@@ -5,18 +5,21 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from xec_jax.data.manifest import build_manifest, resolve_paths
+from xec_jax.data.manifest import Pattern, build_manifest, resolve_paths
 from xec_jax.data.root_file import RootFile
 
 
 def read_truth(
-    config: ConfigDict, branches: Mapping[str, tuple[int, ...] | None]
+    config: ConfigDict,
+    branches: Mapping[str, tuple[int, ...] | None],
+    path: Pattern | None = None,
 ) -> dict[str, np.ndarray]:
-    """Reads branches of all training files, in the order of the files.
+    """Reads branches of all events, in the order of the files.
 
     Args:
         config: The `data` group.
         branches: Shape of one event; None for what the first file has.
+        path: The files; those of the training by default.
 
     Returns:
         float64 (n, ...) per branch, markers and NaN as they are in the files.
@@ -24,7 +27,9 @@ def read_truth(
     Raises:
         DataError: A file cannot be read or lacks a branch.
     """
-    manifest = build_manifest(resolve_paths(config.train), config.tree_name, branches)
+    manifest = build_manifest(
+        resolve_paths(config.train if path is None else path), config.tree_name, branches
+    )
     arrays = {
         name: np.empty((manifest.entries, *manifest.columns[name][0]), np.float64)
         for name in branches

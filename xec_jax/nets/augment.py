@@ -103,7 +103,8 @@ class Augmentation:
             npho = jnp.where(is_count, npho * factor[:, None], npho)
             if ENERGY in batch:
                 energy = batch[ENERGY]
-                out[ENERGY] = energy * factor.reshape(-1, *(1 for _ in energy.shape[1:]))
+                scaled = energy * factor.reshape(-1, *(1 for _ in energy.shape[1:]))
+                out[ENERGY] = jnp.where(jnp.abs(energy) <= INVALID_ABOVE, scaled, energy)
         if self.npho_noise:
             gain = 1 + self.npho_noise * _normal(keys[:, 1], n_sensors)
             npho = jnp.where(is_count, npho * gain, npho)

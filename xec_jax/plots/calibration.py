@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xec_jax.kinematics import wrap_degrees
 from xec_jax.plots.style import COLORS, FAINT, house_style, make_figure
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ def calibration(arrays: Mapping[str, np.ndarray]) -> dict[str, Calibration]:
         truth = np.asarray(arrays[key], np.float64)
         is_known = (np.abs(truth) < 9e9) & (sigma > 0)
         residual = arrays[f"pred_{name}"] - truth
-        if name == "angle":  # azimuths differ by less than half a turn
-            residual[:, 1] = (residual[:, 1] + 180) % 360 - 180
+        if name == "angle":
+            residual[:, 1] = wrap_degrees(residual[:, 1])
+        is_known &= np.isfinite(residual)
         pulls = residual / np.where(sigma > 0, sigma, 1)
         columns = [(name, pulls, is_known)]
         if truth.ndim > 1:

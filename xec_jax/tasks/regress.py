@@ -10,6 +10,8 @@ azimuths compared without whole turns, and times relative to the zero of the inp
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -17,11 +19,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xec_jax import metrics as metric_sums
-from xec_jax.config import nearest
+from xec_jax.config import from_json, nearest
 from xec_jax.data.truth import read_truth
 from xec_jax.errors import ConfigError, DataError
 from xec_jax.geometry import INVALID_ABOVE
-from xec_jax.kinematics import angles_to_vector, opening_angle
+from xec_jax.kinematics import angles_to_vector, opening_angle, wrap_degrees
 from xec_jax.losses import mean_of
 from xec_jax.nets.augment import ENERGY
 from xec_jax.nets.regressor import Regressor
@@ -48,9 +50,9 @@ def targets_of(config: ConfigDict) -> tuple[Target, ...]:
         for name in QUANTITIES
         if name in config.train.tasks and config.train.tasks[name].enabled
     )
-    if not targets:
+    if not any(target.weight for target in targets):
         raise ConfigError(
-            "no quantity is switched on",
+            "no quantity is switched on, or none has a weight",
             expected="train.tasks.X.enabled for one of " + ", ".join(QUANTITIES),
         )
     return targets
@@ -78,6 +80,11 @@ def _target(config: ConfigDict, name: str) -> Target:
     numbers = {len(target.mean), len(target.std)}
     refused = (
         (not target.branch, f"{where}.branch is not set", "the branch with the truth"),
+        (
+            name == "energy" and task.log_transform and "relative" in task.loss_fn,
+            f"{loss} with {where}.log_transform",
+            "a plain loss: the difference of logarithms is relative already",
+        ),
         (
             target.is_class != (task.loss_fn == "cross_entropy"),
             loss,
@@ -115,6 +122,16 @@ def _target(config: ConfigDict, name: str) -> Target:
             f"{ENERGY}, the truth that is scaled with the photons",
         ),
         (not task.weight >= 0, f"{where}.weight is {task.weight}", "0 or a positive number"),
+        (
+            len(numbers) == 2,
+            f"model.affine.{name} has mean {target.mean} and std {target.std}",
+            "both, or None for both",
+        ),
+        (
+            bool(target.std) and config.model.output_affine != "auto",
+            f"model.affine.{name} is set with model.output_affine {config.model.output_affine!r}",
+            "model.output_affine=auto, which keeps what is set",
+        ),
         (
             not numbers <= {0, target.n_components} or not all(s > 0 for s in target.std),
             f"model.affine.{name} has mean {target.mean} and std {target.std}",
@@ -170,8 +187,14 @@ def check(config: ConfigDict) -> None:
     }
     for key, allowed in choices.items():
         group, name = key.split(".")
-        if (config[group][name] or "none") not in allowed:  # a command line says None
+        if config[group][name] not in allowed:
             raise ConfigError(f"{key} is {config[group][name]!r}", expected=" or ".join(allowed))
+    if config.train.loss_units == "std" and config.model.output_affine != "auto":
+        raise ConfigError(
+            f"train.loss_units is 'std', but model.output_affine is "
+            f"{config.model.output_affine!r}: there is no standard deviation",
+            expected="model.output_affine=auto, or train.loss_units=physical",
+        )
     if config.model.hidden_dim < 1:
         found = f"model.hidden_dim is {config.model.hidden_dim}"
         raise ConfigError(found, expected="a positive number")
@@ -203,6 +226,8 @@ def make_task(config: ConfigDict) -> Task:
     inputs = [*spec, *(t.reference for t in targets if t.reference)]
     for target in targets:
         spec |= {k: (shape, np.dtype(np.float32)) for k, shape in target.branches.items()}
+    record = calorimeter.record_of(config)
+    record["modules"] = {f"head_{target.name}": target.meaning for target in targets}
     idle = set(net.heads) - {target.name for target in targets}
     return Task(
         name="regress",
@@ -214,7 +239,7 @@ def make_task(config: ConfigDict) -> Task:
         predict=experiment.predict,
         figures=experiment.figures,
         units={k: unit for t in targets for k, unit in metric_sums.units_of(t).items()},
-        record=calorimeter.record_of(config),
+        record=record,
         inputs=tuple(inputs),
         truth=experiment.truth,
         combine=experiment.combine,
@@ -225,19 +250,56 @@ def make_task(config: ConfigDict) -> Task:
 def prepare(config: ConfigDict) -> ConfigDict:
     """Fills in mean and standard deviation of the targets, and looks at the truth.
 
-    Values that are set already stay, and their truth is not read.
+    Values that are set already stay, and their truth is not read. A head that is taken over from
+    another run (`train.init_from`) keeps the values that it was trained with.
 
     Raises:
         ConfigError: A combination that cannot work.
         DataError: A missing branch, another unit, or too many events without truth.
     """
     check(config)
-    targets = [t for t in targets_of(config) if not (t.mean and t.std)]
-    if config.data.train is None or not targets:
+    if config.data.train is None:
         return config
+    config = config.copy_and_resolve_references().unlock()
+    _take_affine_of_start(config)
+    for target in targets_of(config):
+        if target.reference and "reweight" in config.data:
+            config.data.reweight.timing.reference = target.reference
+    targets = [t for t in targets_of(config) if not t.std]
+    truth = _truth(config, targets, config.data.train)
+    if targets and config.data.valid is not None:
+        _truth(config, targets, config.data.valid)
+    for target in targets:
+        if config.model.output_affine == "auto" and not target.is_class:
+            mean, std = target.statistics(truth[target.name])
+            config.model.affine[target.name].update({"mean": mean, "std": std})
+    return config.lock()
+
+
+def _take_affine_of_start(config: ConfigDict) -> None:
+    """Copies mean and std of the heads that `train.init_from` brings along."""
+    path = Path(config.train.init_from or "") / "config.json"
+    if config.train.init_from is None or not path.is_file():
+        return  # the training will say what is wrong with the folder
+    start = from_json(path.read_text(), str(path))
+    if start.task != config.task:
+        return
+    known = {target.name: target for target in targets_of(start)}
+    for target in targets_of(config):
+        there = known.get(target.name)
+        if there is None or not there.std or target.std:
+            continue
+        if replace(target, mean=there.mean, std=there.std).meaning == there.meaning:
+            config.model.affine[target.name].update({"mean": there.mean, "std": there.std})
+
+
+def _truth(config: ConfigDict, targets: Sequence[Target], path: Any) -> dict[str, np.ndarray]:
+    """Reads and checks the truth of some files: what is known of each target, (n, k)."""
     branches = {k: shape for target in targets for k, shape in target.branches.items()}
+    if not branches:
+        return {}
     try:
-        truth = read_truth(config.data, branches)
+        arrays = read_truth(config.data, branches, path)
     except DataError as error:
         needs = [t.name for t in targets if any(repr(b) in error.found for b in t.branches)]
         if not needs:
@@ -247,33 +309,29 @@ def prepare(config: ConfigDict) -> ConfigDict:
             expected=error.expected,
             remedy=f"{error.remedy}; or train.tasks.{needs[0]}.enabled=false",
         ) from error
-    config = config.copy_and_resolve_references().unlock()
-    for target in targets:
-        known = _checked(target, truth, config.data)
-        if config.model.output_affine == "auto" and not target.is_class:
-            mean, std = target.statistics(known)
-            config.model.affine[target.name].update({"mean": mean, "std": std})
-    return config.lock()
+    return {target.name: _checked(target, arrays, config.data, path) for target in targets}
 
 
-def _checked(target: Target, arrays: Mapping[str, np.ndarray], data: ConfigDict) -> np.ndarray:
+def _checked(
+    target: Target, arrays: Mapping[str, np.ndarray], data: ConfigDict, path: Any
+) -> np.ndarray:
     """Returns the known truth (n, k) after a look at numbers and units."""
     values, is_known = (np.asarray(a) for a in target.truth(arrays))
     known, unknown = values[is_known].astype(np.float64), 1 - is_known.mean()
     names = " and ".join(target.branches)
     if not len(known) or (unknown > MAX_UNKNOWN and not data.allow_bad_truth):
         raise DataError(
-            f"{data.train}: {unknown:.1%} of {len(values)} events have no usable {names}",
+            f"{path}: {unknown:.1%} of {len(values)} events have no usable {names}",
             expected=f"at most {MAX_UNKNOWN:.0%} of NaN and 1e10",
             remedy=f"train.tasks.{target.name}.enabled=false, or data.allow_bad_truth=true",
         )
     size = np.abs(arrays[target.branch].reshape(len(values), -1)[is_known, 0])
     if target.name == "energy" and np.median(size) > 1:
         found = f"the median of {names} is {np.median(size):.4g}"
-        raise DataError(f"{data.train}: {found}", expected="energies in GeV, not in MeV")
+        raise DataError(f"{path}: {found}", expected="energies in GeV, not in MeV")
     if target.name == "angle" and size.max() <= 3.2:
         found = f"no polar angle in {names} is above {size.max():.4g}"
-        raise DataError(f"{data.train}: {found}", expected="degrees, not radians")
+        raise DataError(f"{path}: {found}", expected="degrees, not radians")
     return known
 
 
@@ -397,7 +455,7 @@ def _beside(arrays: Arrays, other: Arrays) -> dict[str, np.ndarray]:
     moved = dict(arrays)
     if "pred_angle" in arrays:
         away = np.asarray(arrays["pred_angle"][:, 1], np.float64) - other["pred_angle"][:, 1]
-        turns = 360.0 * np.ceil(away / 360.0 - 0.5)
+        turns = away - np.asarray(wrap_degrees(away))
         for name in ("pred_angle", "pred_angle_low", "pred_angle_high"):
             if name in arrays:
                 moved[name] = arrays[name].copy()

@@ -97,6 +97,16 @@ def with_demo_data(config: "ConfigDict", overrides: Sequence[str]) -> "ConfigDic
     return config.lock()
 
 
+def common_files(data: "ConfigDict") -> list[Path]:
+    """Returns the files that training and validation both read."""
+    from xec_jax.data.manifest import resolve_paths
+
+    if data.valid is None:
+        return []
+    files = [{path.resolve() for path in resolve_paths(p)} for p in (data.train, data.valid)]
+    return sorted(files[0] & files[1])
+
+
 def train(
     config: "ConfigDict", workdir: Path, *, dry_run: bool = False, overwrite: bool = False
 ) -> int:
@@ -117,20 +127,24 @@ def train(
         print(f"{len(source):,} training events, {sum(map(len, valid.values())):,} for validation")
         if not valid:
             print("data.valid is not set: no validation, no best checkpoint, no figures")
-        if config.data.train == config.data.valid:
-            print("WARNING: training and validation events are the same: data.train = data.valid")
+        if shared := common_files(config.data):
+            print(f"WARNING: training and validation share events: {shared[0]}")
 
         from xec_jax.train.hooks import Figures, Hook, TrainingCurves
         from xec_jax.train.loggers import ConsoleLogger, JsonlLogger
         from xec_jax.train.loop import fit
         from xec_jax.train.saved import load_run
         from xec_jax.train.signals import StopFlag
-        from xec_jax.train.trainer import Trainer
+        from xec_jax.train.trainer import Trainer, check_spec
         from xec_jax.train.workdir import open_workdir
 
+        for opened in valid.values():
+            check_spec(task, opened)
         trainer = Trainer(task, config, source)
         start = None
-        begun = not overwrite and any((workdir / "checkpoints").glob("[0-9]*"))
+        # A save that was cut off leaves `N.something` behind, which is no checkpoint.
+        folder = workdir / "checkpoints"
+        begun = not overwrite and any(path.name.isdigit() for path in folder.glob("*"))
         if config.train.init_from is not None and not begun:
             start, text = trainer.state_from(load_run(Path(config.train.init_from)))
             print(f"{config.train.init_from}: {text}")

@@ -105,7 +105,8 @@ def hand_over(run: SavedRun, fresh: Params, record: Mapping[str, Any]) -> tuple[
 
     A module (the first part of a parameter's path: `encoder`, `head_energy`) that both networks
     have is taken over and must fit in every shape; modules that only the new network has stay
-    fresh, those that only the other one has are left behind.
+    fresh, those that only the other one has are left behind. A head whose numbers mean something
+    else there (`record["modules"]`: another loss, another scale) stays fresh, too.
 
     Args:
         run: Where the weights come from.
@@ -119,18 +120,23 @@ def hand_over(run: SavedRun, fresh: Params, record: Mapping[str, Any]) -> tuple[
         CheckpointError: Another geometry, normalization or branches, shapes that differ, or
             nothing in common.
     """
+    there, here = dict(run.record), _plain(record)
     differing = [
-        f"{name}: {run.record.get(name)} there, {_plain(record[name])} here"
+        f"{name}: {there[name]} there, {here[name]} here"
         for name in COMPARED
-        if name in record and name in run.record and run.record[name] != _plain(record[name])
+        if name in there and name in here and there[name] != here[name]
     ]
-    shared = [name for name in fresh if name in run.params]
+    if differing and there.get("detector") != here.get("detector"):
+        differing.insert(0, f"detector: {there.get('detector')} there, {here.get('detector')} here")
+    meaning = [r.get("modules", {}) for r in (there, here)]
+    same = [name for name in fresh if meaning[0].get(name) == meaning[1].get(name)]
+    shared = [name for name in same if name in run.params]
     for name in shared:
-        there, here = _shapes({name: run.params[name]}), _shapes({name: fresh[name]})
+        old, new = _shapes({name: run.params[name]}), _shapes({name: fresh[name]})
         differing += [
-            f"{path}: {there.get(path, 'absent')} there, {here.get(path, 'absent')} here"
-            for path in sorted(there | here)
-            if there.get(path) != here.get(path)
+            f"{path}: {old.get(path, 'absent')} there, {new.get(path, 'absent')} here"
+            for path in sorted(old | new)
+            if old.get(path) != new.get(path)
         ]
     if differing:
         more = [f"and {len(differing) - 8} more"] if len(differing) > 8 else []
@@ -148,7 +154,7 @@ def hand_over(run: SavedRun, fresh: Params, record: Mapping[str, Any]) -> tuple[
         )
     taken = {name: jax.tree.map(jnp.asarray, run.params[name]) for name in shared}
     average = "moving average" if run.is_average else "parameters"
-    left = [name for name in run.params if name not in fresh]
+    left = [name for name in run.params if name not in shared]
     news = [name for name in fresh if name not in shared]
     count = sum(leaf.size for leaf in jax.tree.leaves(taken))
     text = f"loaded {count:,} {average} of step {run.step}: {', '.join(shared)}"

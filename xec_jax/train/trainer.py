@@ -40,7 +40,7 @@ class Trainer:
 
     def __init__(self, task: Task, config: ConfigDict, train: Source) -> None:
         self.task, self.config = task, config
-        _check_spec(task, train)
+        check_spec(task, train)
         _check_numbers(config)
         self.mesh = meshes.make_mesh(config.train.devices)
         self.mode = meshes.check_mode(config.train.parallel)
@@ -167,7 +167,12 @@ def _check_numbers(config: ConfigDict) -> None:
             raise ConfigError(f"{key} is {value}", expected=f"a whole number from {least}")
 
 
-def _check_spec(task: Task, source: Source) -> None:
+def check_spec(task: Task, source: Source) -> None:
+    """Checks that a source has what a task reads.
+
+    Raises:
+        DataError: An array is missing or has another shape.
+    """
     for name, (shape, _) in task.spec.items():
         if name not in source.spec:
             raise DataError(
