@@ -15,6 +15,7 @@ LEVELS = {
     "errors": 0,
     "config": 1.0,
     "defaults": 1.05,
+    "yaml_tables": 1.055,
     "yaml_configs": 1.06,
     "geometry": 1.1,
     "kinematics": 1.2,

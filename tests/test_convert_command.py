@@ -8,16 +8,22 @@ import jax
 import numpy as np
 import pytest
 import uproot
-from parity import EXTRA
+from parity import EXTRA, load, weights
 
 from xec_jax import config as configs
 from xec_jax import predict, torch_configs, yaml_configs
 from xec_jax.convert import main, read_checkpoint
 from xec_jax.data.root_writer import write_tree
 from xec_jax.errors import CheckpointError, ConfigError
+from xec_jax.geometry import hex_edges, make_detector
+from xec_jax.nets.neighbors import nearest_sensors
+from xec_jax.nets.positions import coordinate_code
+from xec_jax.tasks import inpaint as inpaint_task
+from xec_jax.tasks import mae as mae_task
 from xec_jax.tasks.base import example_batch, make_task
-from xec_jax.torch_weights import fill
+from xec_jax.torch_weights import check_maps, fill
 from xec_jax.train.saved import hand_over, load_run
+from xec_jax.yaml_tables import KINDS, shipped
 
 torch = pytest.importorskip("torch")
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -92,7 +98,8 @@ def test_predictions_are_those_of_the_network(net, tmp_path, capsys):
     assert "moving average of epoch 12" in said
     assert "missing 0, unexpected 0" in said
     assert "ignored heads.energy.0.weight" in said
-    assert "assumed" not in said
+    assert "assumed, since" not in said
+    assert "code: newer than January 2026, by the names of its tensors" in said
 
     rng = np.random.default_rng(0)
     events = {
@@ -140,9 +147,19 @@ def test_autoencoders_and_their_encoders(autoencoder, tmp_path, capsys):
     assert not run.is_average
     tensors = {k: v.numpy() for k, v in autoencoder.state_dict().items()}
     jax.tree.map(np.testing.assert_array_equal, run.params, fill("mae", tensors, run.params))
+    for text in ("npho_scheme=log1p", "invalid_rule=domain", "sentinel_npho=-1.0", "maskable=npho"):
+        assert text in said, text
+    rng = np.random.default_rng(0)
+    x, hidden = rng.normal(size=(2, 4760, 2)).astype(np.float32), rng.uniform(size=(2, 4760)) < 0.5
+    found = jax.jit(mae_task.make_network(run.config).apply)({"params": run.params}, x, hidden)
+    with torch.no_grad():
+        expected = autoencoder(torch.tensor(x), torch.tensor(hidden))
+    for face, values in expected.items():
+        ours = found["outer_coarse" if face == "outer" else face]
+        np.testing.assert_allclose(np.moveaxis(ours, -1, 1), values, atol=2e-4, err_msg=face)
 
-    words = ("--checkpoint", tmp_path / "mae_encoder_epoch_3.pth", "--output", tmp_path / "e")
-    assert convert(*words, HEADS) == 0
+    file = tmp_path / "mae_encoder_epoch_3.pth"
+    assert convert("--checkpoint", file, "--output", tmp_path / "e", HEADS) == 0
     assert "train.init_from" in capsys.readouterr().out
     encoder = load_run(tmp_path / "e")
     assert set(encoder.params) == {"encoder"}
@@ -165,7 +182,180 @@ def test_untrained_heads_stay_behind(net, tmp_path, capsys):
         "head_energy",
         "head_uvwFI",
     }
-    assert "assumed" in capsys.readouterr().out
+    assert "train.tasks.energy.log_transform=false" in capsys.readouterr().out
+
+
+def saved(tmp_path, name, buffers=()):
+    """A checkpoint with the tensors of a parity set in it; its run folder is `run`."""
+    state = weights(name, "A") | dict(buffers)
+    state = {key: torch.tensor(value) for key, value in state.items()}
+    torch.save({"epoch": 1, "model_state_dict": state}, tmp_path / "a.pth")
+    return ("--checkpoint", tmp_path / "a.pth", "--output", tmp_path / "run")
+
+
+POOL = "--config.model.outer_fine_pool=(3,3)"
+
+
+def test_inpainter_heads_of_the_predecessor(tmp_path, capsys):
+    """Full size, from the file to its numbers, but for the encoder, which takes long."""
+    convert(*saved(tmp_path, "ref_inpainter_globalonly_pool33"), POOL)
+    said = capsys.readouterr().out
+    for text in ("npho_scheme=sqrt", "npho_scale=20000.0", "npho_threshold=100.0", "maskable=time"):
+        assert text in said, text
+    run = load_run(tmp_path / "run")
+    net, data = inpaint_task.make_network(run.config), load("ref_masking.npz")
+    hidden = data["mask10"].astype(bool)
+    shown = np.where(hidden[..., None], np.float32(-1), data["x"])
+    heads = {name: part for name, part in run.params.items() if name != "encoder"}
+    tokens = load("ref_inpainter_perface_pool33.npz")["latent"]
+    apply = jax.jit(lambda p: net.apply({"params": p}, tokens, shown, hidden, method="heads"))
+    want = load("ref_inpainter_globalonly_pool33.npz")["pred_all"]
+    np.testing.assert_allclose(apply(heads), want, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_whole_inpainter_of_the_predecessor(tmp_path):
+    convert(*saved(tmp_path, "ref_inpainter_perface_pool33"), POOL)
+    run, data = load_run(tmp_path / "run"), load("ref_masking.npz")
+    net, hidden = inpaint_task.make_network(run.config), data["mask10"].astype(bool)
+    shown = np.where(hidden[..., None], np.float32(-1), data["x"])
+    unseen = hidden | (data["x"][..., 1] == -1)
+
+    @jax.jit
+    def apply(params):
+        tokens = net.apply({"params": params}, shown, unseen, method=lambda n, *a: n.encoder(*a))
+        return net.apply({"params": params}, tokens, shown, hidden, method="heads")
+
+    want = load("ref_inpainter_perface_pool33.npz")["pred_all"]
+    np.testing.assert_allclose(apply(run.params)[hidden], want[hidden], atol=2e-6)
+
+
+@pytest.mark.slow
+def test_attention_of_the_predecessor_comes_with_remarks(tmp_path, capsys):
+    near = nearest_sensors(make_detector("documented"), 16) + 1
+    code = coordinate_code(make_detector("documented").sensors.positions, 16)
+    maps = {"cross_attn_head.knn_indices": near, "cross_attn_head.pos_embed": code}
+    convert(*saved(tmp_path, "ref_inpainter_crossattn_nopool", maps))
+    assert "other than in the checkpoint: neighbors of 4760 sensors" in capsys.readouterr().out
+    words = saved(tmp_path, "ref_inpainter_maskedattn_nopool")[:-1]
+    convert(*words, tmp_path / "run2", "--config.model.outer_fine_pool=(1,1)")
+    said = capsys.readouterr().out
+    assert "dead neighbors are left out" in said
+    assert "outer face: the documented map" in said
+
+
+@pytest.mark.slow
+def test_whole_autoencoder_of_the_predecessor(tmp_path):
+    convert(*saved(tmp_path, "ref_mae_pool33"), POOL)
+    run, data = load_run(tmp_path / "run"), load("ref_masking.npz")
+    unseen = data["mask65"].astype(bool) | (data["x"][..., 1] == -1)
+    apply = jax.jit(mae_task.make_network(run.config).apply)
+    want = load("ref_mae_pool33.npz")
+    for face, values in apply({"params": run.params}, data["xmasked65"], unseen).items():
+        values = np.moveaxis(values, -1, 1)
+        np.testing.assert_allclose(values, want[f"recon_{face}"], atol=5e-6, err_msg=face)
+
+
+def test_maps_in_a_checkpoint_are_compared():
+    """Pixels of outer sensors, position codes and neighbors."""
+    start = ["model.geometry=documented", "model.outer_mask=coarse", "model.encoder_dim=32"]
+    texts = [f"--config.{text}" for text in start]
+    pooled = configs.load("configs/inpaint.py", [*texts, POOL])
+    pixels = load("ref_inpainter_perface_pool33.npz")["outer_gather_indices"]
+    assert not check_maps({"head_outer_sensor.gather_indices": pixels}, pooled)
+    with pytest.raises(CheckpointError, match=r"outer_fine_pool=\(1, 1\)"):
+        check_maps(
+            {"head_outer_sensor.gather_indices": pixels},
+            configs.load("configs/inpaint.py", texts),
+        )
+    other = [text.replace("documented", "physical") for text in texts]
+    with pytest.raises(CheckpointError, match="geometry=physical"):
+        check_maps(
+            {"head_outer_sensor.gather_indices": pixels},
+            configs.load("configs/inpaint.py", [*other, POOL]),
+        )
+
+    cross = configs.load("configs/inpaint.py", [*texts, "--config.model.head_type=cross_attention"])
+    detector = make_detector("documented")
+    where = detector.sensors.positions
+    near = np.array(nearest_sensors(detector, 16)[:, ::-1])
+    maps = {
+        "cross_attn_head.knn_indices": near,
+        "cross_attn_head.pos_embed": coordinate_code(where, 16),
+    }
+    assert not check_maps(maps, cross)
+    near[:7, 3] = 4000
+    maps["cross_attn_head.pos_embed"] = coordinate_code(where + 0.001, 16)
+    said = check_maps(maps, cross)
+    assert said == "codes of 4760 positions and neighbors of 7 sensors"
+    maps["cross_attn_head.pos_embed"] = coordinate_code(where + np.array([0, 3, 0]), 16)
+    with pytest.raises(CheckpointError, match="pos_embed places 4760 sensors"):
+        check_maps(maps, cross)
+
+
+def test_hexagonal_graphs_are_told_apart_by_their_edges():
+    tensors = {
+        "pos_embed": np.zeros((1, 6, 32)),
+        "fusion_transformer.layers.0.linear1.weight": np.zeros((128, 32)),
+    }
+    for variant in ("documented", "physical"):
+        edges = hex_edges(variant)[:, ::-1].astype(np.int64)
+        found = torch_configs.shape_overrides("encoder", tensors | {"hex_edge_index": edges})
+        assert found["model.geometry"] == variant
+    edges[0, 5] = 70
+    with pytest.raises(CheckpointError, match="other edges"):
+        torch_configs.shape_overrides("encoder", tensors | {"hex_edge_index": edges})
+
+
+def test_angle_regressors_of_one_task_are_recognized(autoencoder, tmp_path, capsys):
+    """An encoder with a head that moved is none that a pretraining left behind."""
+    state = autoencoder.encoder.state_dict()
+    head = {"head.0.weight": torch.zeros(16, 7 * 32), "head.0.bias": torch.zeros(16)}
+    head |= {"head.1.weight": torch.ones(16), "head.1.bias": torch.zeros(16)}
+    for scale, constant in ((1.0, "npho_scale=1000.0"), (1.1, "npho_scale=0.58")):
+        head["head.1.weight"] = torch.full((16,), scale)
+        torch.save(state | head, tmp_path / "a.pth")
+        run = tmp_path / f"run{scale}"
+        convert("--checkpoint", tmp_path / "a.pth", "--output", run, HEADS)
+        said = capsys.readouterr().out
+        assert constant in said
+        assert "code: January 2026" in said
+        assert ("single-task angle regressor" in said) == (scale != 1)
+        branch = "npho" if scale == 1 else "relative_npho"
+        assert load_run(run).config.data.npho_branch == branch
+
+
+def test_half_precision_and_silent_settings(net, tmp_path):
+    """None says nothing, but for the pooling; bfloat16 becomes float32."""
+    state = {k: v.bfloat16() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    silent = SETTINGS | {"hidden_dim": None, "outer_fine_pool": None, "nll_tasks": None}
+    torch.save({"model_state_dict": state, "config": silent}, tmp_path / "a.pth")
+    found = read_checkpoint(tmp_path / "a.pth")
+    assert found.tensors["backbone.pos_embed"].dtype == np.float32
+    assert found.tensors["backbone.hex_edge_index"].dtype == np.int64
+    settings = torch_configs.settings_of(found.config)
+    assert settings["model.outer_fine_pool"] is None
+    assert not {"model.hidden_dim", "model.nll_tasks"} & set(settings)
+    yaml_configs.translate(settings, "regressor")
+
+
+def test_an_average_of_other_tensors_is_refused(net, tmp_path):
+    state = net.state_dict()
+    for average in ({"shadow": list(state.values())}, {"decay": 0.999, **state}, {"n_averaged": 3}):
+        torch.save({"model_state_dict": state, "ema_state_dict": average}, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match="--no_ema takes"):
+            read_checkpoint(tmp_path / "a.pth")
+        assert read_checkpoint(tmp_path / "a.pth", ema=False).source == "weights"
+
+
+def test_another_training_is_recognized(net, tmp_path):
+    """A YAML file that contradicts the shapes belongs to another checkpoint."""
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    path = tmp_path / "config.yaml"
+    path.write_text("model: {outer_mode: split}")
+    words = ("--checkpoint", tmp_path / "a.pth", "--yaml", path, "--output", tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"outer_mode=split, but the tensors finegrid"):
+        convert(*words, HEADS)
 
 
 def test_a_clock_without_zero_is_left_out(net, tmp_path, capsys):
@@ -261,17 +451,20 @@ def test_every_layout_is_recognized_and_filled(model, kind, facts):
     listed = json.loads(path.read_text())[model]["state"]
     zero = np.float32(0.5)  # one number, shown in every shape
     tensors = {name: np.broadcast_to(zero, shape) for name, shape, *_ in listed}
+    edges = hex_edges("physical" if model.startswith("fix") else "documented")
+    tensors |= {name: edges for name in tensors if name.endswith("hex_edge_index")}
     assert torch_configs.kind_of(tensors) == kind
     is_later = torch_configs.is_later(kind, tensors)
     assert is_later != model.startswith("seed")
     found = torch_configs.shape_overrides(kind, tensors)
     assert found | facts == found
     program = "mae" if kind == "encoder" else kind
-    translation = yaml_configs.translate({}, program, is_later=is_later)
-    overrides = translation.overrides | found
+    silent = shipped(program, is_later=is_later)
+    translation = yaml_configs.translate({}, program, silent=silent, facts=found, is_later=is_later)
+    overrides = translation.overrides
     if kind == "regressor":
         overrides |= {f"train.tasks.{t}.enabled": False for t in ("timing", "n_gamma")}
-    file = f"configs/{yaml_configs.KINDS[program]}.py"
+    file = f"configs/{KINDS[program]}.py"
     config = configs.load(file, yaml_configs.arguments(overrides))
     task = make_task(config)
     template = jax.eval_shape(task.init, jax.random.PRNGKey(0), example_batch(task.spec, 1))
@@ -279,138 +472,3 @@ def test_every_layout_is_recognized_and_filled(model, kind, facts):
     assert jax.tree.map(np.shape, fill(kind, tensors, template)) == jax.tree.map(
         lambda leaf: leaf.shape, template
     )
-
-
-# YAML
-
-
-def yaml_file(tmp_path, text):
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    return path
-
-
-def test_a_training_is_translated(tmp_path, capsys):
-    path = yaml_file(
-        tmp_path,
-        """
-data: {train_path: /d/train.root, val_path: [/d/a.root, /d/b.root], batch_size: 4096,
-       num_workers: 1, npho_branch: npho, time_branch: relative_time, treename: tree}
-normalization: {npho_scale: 1000, npho_scale2: 4.08, time_scale: 1.14e-7, time_shift: -0.46,
-                sentinel_value: -1}
-model: {outer_mode: finegrid, outer_fine_pool: null, hidden_dim: 128}
-tasks:
-  angle: {enabled: false}
-  energy: {enabled: true, loss_fn: smooth_l1, loss_beta: 2e-3, weight: 2}
-training: {epochs: 50, lr: 8e-4, amp: true, ema_decay: 0, lr_scheduler: onecycle,
-           channel_dropout_rate: 0.1}
-loss_balance: auto
-reweighting: {uvwFI: {enabled: true, nbins_2d: [10, 5]}}
-checkpoint: {save_dir: artifacts, resume_from: old.pth}
-mlflow: {experiment: gamma, run_name: my run}
-""",
-    )
-    assert convert("--yaml", path, "--config.optim.grad_clip=5.0") == 0
-    said = capsys.readouterr().out
-    for text in (
-        "python -m xec_jax.train --config configs/regress.py --workdir 'artifacts/my run'",
-        "--config.data.train=/d/train.root",
-        """'--config.data.valid=('"'"'/d/a.root'"'"', '"'"'/d/b.root'"'"')'""",
-        "--config.data.batch_size=4096",
-        "'--config.model.outer_fine_pool=(1, 1)'",
-        "--config.model.geometry=documented",
-        "--config.model.pool_valid_times=false",
-        "--config.train.tasks.angle.enabled=false",
-        "--config.train.tasks.energy.loss_beta=0.002",
-        "--config.optim.lr=0.0008",
-        "--config.optim.ema_decay=0.0",
-        "--config.optim.grad_clip=5.0",
-        "--config.train.precision=bfloat16",
-        "--config.data.augment.channel_dropout=0.1",
-        "--config.train.loss_balance=auto",
-        "'--config.data.reweight.uvwFI.nbins=(10, 5)'",
-        "data.treename: unknown key of the regressor; did you mean data.tree_name?",
-        "training.lr_scheduler: the schedule 'onecycle'",
-        "data.num_workers: one process",
-        "checkpoint.resume_from: the same command",
-    ):
-        assert text in said, text
-    assert "npho_scale=" not in said, "equal to ours"
-
-
-SAMPLES = {
-    "mae": """
-data: {npho_branch: npho}
-model: {mask_ratio: 0.6, predict_channels: [npho], decoder_dim: 64}
-training: {npho_threshold: null, auto_channel_weight: true, npho_loss_weight: {enabled: true}}
-""",
-    "inpainter": """
-model: {mask_ratio: {inner: 0.05, us: 0.1}, freeze_encoder: true, use_masked_attention: true,
-        head_type: per_face}
-training: {mae_checkpoint: artifacts/mae.pth, lr: 1e-4}
-normalization: {npho_scheme: sqrt, npho_scale: 20000, npho_scale2: 1.0}
-""",
-}
-
-
-def test_programs_are_told_apart(tmp_path, capsys):
-    convert("--yaml", yaml_file(tmp_path, SAMPLES["mae"]))
-    said = capsys.readouterr().out
-    for text in (
-        "configs/mae.py",
-        "'--config.model.predict_channels=('",
-        "--config.train.npho_threshold=10.0",
-        "--config.train.npho_loss_weight.enabled=true",
-        "assumed",
-    ):
-        assert text in said, text
-    convert("--yaml", yaml_file(tmp_path, SAMPLES["inpainter"]))
-    said = capsys.readouterr().out
-    for text in (
-        "configs/inpaint.py",
-        "model.mask_ratio={",
-        "--config.model.head_type=masked_attention",
-        "--config.data.normalization.npho_scheme=sqrt",
-        "--config.data.normalization.invalid_rule=domain",
-        "convert that checkpoint first",
-    ):
-        assert text in said, text
-
-
-VALUES = (True, 2, 0.5, "npho", None, [2, 3], ["npho"], {"inner": 0.5})
-
-
-@pytest.mark.parametrize("kind", yaml_configs.KINDS)
-def test_every_entry_leads_to_a_key_that_exists(kind):
-    """Each key is tried with values of all types until one fits it."""
-    known = set(configs.flatten(configs.load(f"configs/{yaml_configs.KINDS[kind]}.py")))
-    reached = set()
-    for key in yaml_configs.TABLES[kind]:
-        for value in VALUES:
-            try:
-                found = yaml_configs.translate({key: value}, kind)
-            except ConfigError:
-                continue
-            reached.add(key)
-            assert set(found.overrides) <= known, key
-    assert reached == set(yaml_configs.TABLES[kind])
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("training: {lr: abc}\nloss_balance: auto", "training.lr in .* is 'abc'"),
-        ("training: {lr: .nan}\nloss_balance: auto", "finite"),
-        ("training: {epochs: 2.5}\nloss_balance: auto", "whole number"),
-        ("training: {amp: 3}\nloss_balance: auto", "neither true nor false"),
-        ("data: [", "is not YAML"),
-        ("", "holds NoneType"),
-        ("data: {train_path: x}", "cannot tell which program"),
-        ("a: !!python/object/apply:os.system [ls]", "is not YAML"),
-    ],
-)
-def test_bad_yaml(tmp_path, text, message):
-    with pytest.raises(ConfigError, match=message):
-        convert("--yaml", yaml_file(tmp_path, text))
-    with pytest.raises(ConfigError, match="nothing to convert"):
-        convert()

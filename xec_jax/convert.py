@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import logging
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,27 +67,57 @@ def print_config(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Prints the command that trains here what a YAML file trained there."""
     from xec_jax import config as configs
     from xec_jax import yaml_configs
+    from xec_jax.yaml_tables import KINDS
 
     if options.yaml is None:
         raise ConfigError("nothing to convert", expected="--checkpoint F.pth or --yaml FILE")
     settings = yaml_configs.read(options.yaml)
     kind = yaml_configs.program_of(settings) if options.kind == "auto" else options.kind
-    if kind not in yaml_configs.KINDS:
+    if kind not in KINDS:
         raise ConfigError(f"--kind {kind} has no YAML file", expected="one that is trained")
     translation = yaml_configs.translate(settings, kind, str(options.yaml))
-    file = options.config or f"configs/{yaml_configs.KINDS[kind]}.py"
+    file = options.config or f"configs/{KINDS[kind]}.py"
     default = configs.flatten(configs.load(file))
-    final = configs.load(file, yaml_configs.arguments(translation.overrides))
-    final = configs.flatten(final)
-    changed = {k: v for k, v in translation.overrides.items() if final.get(k, v) != default[k]}
+    config = configs.load(file, yaml_configs.arguments(translation.overrides))
+    final = configs.flatten(config)
+    idle = beside_switches_that_are_off(final) & set(translation.assumed)
+    wanted = {k: v for k, v in translation.overrides.items() if k not in idle}
+    changed = {k: v for k, v in wanted.items() if final.get(k, v) != default[k]}
     folder = Path(settings.get("checkpoint.save_dir") or "runs")
     workdir = folder / str(settings.get("mlflow.run_name") or options.yaml.stem)
     print(f"# {options.yaml}: {kind}; what is not listed is as in {file}")
+    print(f"# {translation.era}")
     command = [f"python -m xec_jax.train --config {file} --workdir {shlex.quote(str(workdir))}"]
     command += [shlex.quote(text) for text in (*yaml_configs.arguments(changed), *overrides)]
     print(" \\\n    ".join(command))
-    print(translation.doubts())
+    same = set(wanted) - set(changed) - matter(config)
+    print(translation.doubts(idle | same | named(overrides)))
     return 0
+
+
+def beside_switches_that_are_off(flat: Mapping[str, Any]) -> set[str]:
+    """Returns the keys of groups whose `enabled` is False: they mean nothing."""
+    switch = ".enabled"
+    off = [k.removesuffix(switch) for k, on in flat.items() if k.endswith(switch) and not on]
+    return {k for k in flat if k.rpartition(".")[0] in off and not k.endswith(switch)}
+
+
+def named(overrides: Sequence[str]) -> set[str]:
+    """Returns the keys that --config.key=value arguments set."""
+    return {text.removeprefix("--config.").split("=")[0] for text in overrides}
+
+
+def matter(config: "ConfigDict") -> set[str]:
+    """Returns the keys that the numbers of a trained network depend on."""
+    from xec_jax import config as configs
+
+    pattern = r"data\.(normalization\..*|npho_branch|time_branch)|model\..*"
+    found = {key for key in configs.flatten(config) if re.fullmatch(pattern, key)}
+    if "tasks" in config.train and config.train.tasks.energy.enabled:
+        found.add("train.tasks.energy.log_transform")
+    found -= {"model.mask_ratio", "model.freeze_encoder", "model.drop_path_rate"}
+    is_asking = config.model.get("head_type") == "cross_attention"
+    return {key for key in found if is_asking or "cross_attn" not in key}
 
 
 def convert(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -95,40 +126,62 @@ def convert(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from xec_jax import config as configs
     from xec_jax import torch_configs, yaml_configs
     from xec_jax.tasks.base import make_task
-    from xec_jax.torch_weights import from_torch, unused
+    from xec_jax.torch_weights import check_maps, from_torch, unused
     from xec_jax.train.saved import write_run
+    from xec_jax.yaml_tables import KINDS, shipped
 
     tensors = checkpoint.tensors
     kind = torch_configs.kind_of(tensors) if options.kind == "auto" else options.kind
     # A bare encoder comes from a pretraining; its run has no decoders.
     program = "mae" if kind == "encoder" else kind
     is_later = torch_configs.is_later(kind, tensors)
+    is_single = torch_configs.is_single_task(kind, tensors)
     settings = yaml_configs.read(options.yaml) if options.yaml else {}
     settings |= torch_configs.settings_of(checkpoint.config)
-    where = str(options.yaml or options.checkpoint)
-    translation = yaml_configs.translate(settings, program, where, is_later=is_later)
     facts = torch_configs.shape_overrides(kind, tensors)
-    chosen = {k for k in settings if k.startswith("tasks.") and k.endswith(".enabled")}
-    facts = {k: v for k, v in facts.items() if k.removeprefix("train.") not in chosen}
-    arguments = yaml_configs.arguments(translation.overrides | facts)
-    file = options.config or f"configs/{yaml_configs.KINDS[program]}.py"
+    if any(re.fullmatch(r"tasks\.\w+\.enabled", key) for key in settings):
+        facts = {k: v for k, v in facts.items() if not k.endswith(".enabled")}
+    if "model.outer_fine_pool" in settings:  # tensors give a hint only
+        facts.pop("model.outer_fine_pool", None)
+    facts["train.precision"] = "float32"  # half precision matters in training alone
+    translation = yaml_configs.translate(
+        settings,
+        program,
+        str(options.yaml or options.checkpoint),
+        # A YAML file stood on the code's defaults; without one the code's own file is likely.
+        silent=None
+        if options.yaml
+        else shipped("regressor" if is_single else program, is_later=is_later),
+        facts=facts,
+        is_later=is_later,
+    )
+    arguments = yaml_configs.arguments(translation.overrides)
+    file = options.config or f"configs/{KINDS[program]}.py"
     config = configs.load(file, [*arguments, *overrides])
     config = without_absolute_times(config) if program == "regressor" else config
     task = make_task(config)
     params = from_torch(kind, tensors, config)
     params = {"encoder": params} if kind == "encoder" else params
+    other_maps = check_maps(tensors, config) if kind == "inpainter" else ""
     ignored = unused(kind, tensors, params)
     origin = {"sha256": checkpoint.sha256, "weights": checkpoint.source}
     write_run(options.output, config, params, task, origin=origin)
 
-    age = "" if is_later else ", layout of January 2026"
-    print(f"{options.checkpoint}: {kind}{age}, {checkpoint.source}")
+    print(f"{options.checkpoint}: {kind}, {checkpoint.source}; {translation.era}")
     n_loaded = len(tensors) - len(ignored)
     print(f"loaded {n_loaded} tensors, missing 0, unexpected 0, ignored {len(ignored)}")
     for name in ignored:
         print(f"    ignored {name}")
-    named = [text.removeprefix("--config.").split("=")[0] for text in overrides]
-    print(translation.doubts({*facts, *named}))
+    same = set(translation.overrides) - matter(config)
+    print(translation.doubts(same | named(overrides)))
+    if "head_outer_sensor.gather_indices" not in tensors:
+        print(f"outer face: the {config.model.geometry} map, as for the hexagonal graphs (assumed)")
+    if other_maps:
+        print(f"other than in the checkpoint: {other_maps}; predictions there differ a little")
+    if kind == "inpainter" and config.model.head_type == "masked_attention":
+        print("dead neighbors are left out of the attention; the predecessor left out hidden ones")
+    if is_single:
+        print("single-task angle regressor: its head has one layer less and is not converted")
     if kind == "encoder":
         print("this run has an encoder and nothing else: use it with train.init_from")
     print(f"wrote {options.output}")
@@ -191,20 +244,34 @@ def read_checkpoint(path: Path, *, ema: bool = True) -> Checkpoint:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds {type(content).__name__}", expected="a state_dict")
     average = content.get("ema_state_dict") if ema else None
-    state = average or content.get("model_state_dict") or content
-    found = bare_names(state)
+    plain = content.get("model_state_dict") or content
+    state = average or plain
+    found = bare_names(state) if isinstance(state, Mapping) else {}
+    absent = bare_names(plain).keys() - found.keys() if average and plain is not content else ()
+    if absent:
+        shown = ", ".join(sorted(absent)[:3])
+        raise CheckpointError(
+            f"{path}: its ema_state_dict lacks {len(absent)} tensors of its weights: {shown} ...",
+            expected="a moving average of all of them, by the same names",
+            remedy="--no_ema takes the weights themselves",
+        )
     other = [name for name, value in found.items() if not isinstance(value, torch.Tensor)]
     if other or not found:
         shown = ", ".join(map(str, other[:5])) or "nothing"
         raise CheckpointError(
             f"{path} holds {shown} among its weights",
             expected="model_state_dict, or tensors by name",
+            remedy="--no_ema takes the weights themselves" if average else "",
         )
     source = "moving average" if average else "weights"
     if isinstance(content.get("epoch"), int):
         source += f" of epoch {content['epoch']}"
     return Checkpoint(
-        {name: tensor.detach().numpy() for name, tensor in found.items()},
+        {
+            # numpy knows no bfloat16
+            name: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+            for name, tensor in found.items()
+        },
         config if isinstance(config := content.get("config"), Mapping) else {},
         source,
         hashlib.sha256(path.read_bytes()).hexdigest(),

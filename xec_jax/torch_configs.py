@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from xec_jax.errors import CheckpointError
+from xec_jax.geometry import Geometry, hex_edges
 from xec_jax.targets import N_CLASSES, QUANTITIES
-from xec_jax.yaml_configs import Overrides, flatten
+from xec_jax.yaml_configs import flatten
+from xec_jax.yaml_tables import Overrides
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -86,10 +88,32 @@ def _encoder(root: str, tensors: Tensors) -> Overrides:
     }
     edges = tensors.get(f"{root}hex_edge_index")
     if edges is not None:
-        found["model.geometry"] = {431: "documented", 439: "physical"}.get(
-            edges.shape[1], "documented"
-        )
+        found["model.geometry"] = _geometry(edges)
     return found
+
+
+def _geometry(edges: np.ndarray) -> Geometry:
+    """Tells which of our hexagonal graphs has these edges (3, e), in any order."""
+    variants: tuple[Geometry, ...] = ("documented", "physical")
+    for variant in variants:
+        if np.array_equal(np.unique(edges, axis=1), np.unique(hex_edges(variant), axis=1)):
+            return variant
+    raise CheckpointError(
+        f"hex_edge_index {edges.shape} has other edges than the hexagonal faces here",
+        expected="the 431 edges of the predecessor, or the 439 of the detector",
+    )
+
+
+def is_single_task(kind: str, tensors: Tensors) -> bool:
+    """Whether a bare encoder is the angle regressor of January 2026, whose head was trained."""
+    has_head = kind == "encoder" and {"head.1.weight", "head.1.bias"} <= tensors.keys()
+    return has_head and not _is_fresh("head.1", tensors)
+
+
+def _is_fresh(norm: str, tensors: Tensors) -> bool:
+    """Whether the norm of a head is as at the start of a training: nobody used the head."""
+    scale, bias = (tensors[f"{norm}.{part}"] for part in ("weight", "bias"))
+    return bool(np.allclose(scale, 1, atol=1e-6) and np.allclose(bias, 0, atol=1e-6))
 
 
 def _regressor(tensors: Tensors) -> Overrides:
@@ -100,9 +124,7 @@ def _regressor(tensors: Tensors) -> Overrides:
         if f"heads.{task}.6.weight" not in tensors:
             found[f"train.tasks.{task}.enabled"] = False
             continue
-        scale, bias = (tensors[f"heads.{task}.1.{part}"] for part in ("weight", "bias"))
-        is_fresh = np.allclose(scale, 1, atol=1e-6) and np.allclose(bias, 0, atol=1e-6)
-        found[f"train.tasks.{task}.enabled"] = not is_fresh
+        found[f"train.tasks.{task}.enabled"] = not _is_fresh(f"heads.{task}.1", tensors)
         out, hidden = tensors[f"heads.{task}.6.weight"].shape
         found["model.hidden_dim"] = hidden
         n = N_CLASSES if task == "n_gamma" else len(quantity.components)
@@ -148,15 +170,14 @@ def _inpainter(tensors: Tensors) -> Overrides:
 
 
 def _channels(n: int) -> Overrides:
-    """Sensors without a valid time were never hidden, unless photons alone were predicted."""
-    return {
-        "model.predict_channels": CHANNELS[:n],
-        "model.maskable": "time" if n == 2 else "npho",
-    }
+    return {"model.predict_channels": CHANNELS[:n]}
 
 
 POOLS = {15: (1, 1), 2: (3, 3)}
-"""Pooling of the fine grid by the largest number of its cells that show one sensor."""
+"""Pooling of the fine grid that was used most, by the largest number of its cells that show one
+sensor. Other poolings lead to 2 cells, too."""
+MEANT = ("outer_fine_pool", "time_branch")
+"""Settings whose None says something: no pooling, no times."""
 
 
 def settings_of(config: Mapping[str, Any]) -> Overrides:
@@ -164,10 +185,13 @@ def settings_of(config: Mapping[str, Any]) -> Overrides:
     found: Overrides = {}
     for key, value in flatten(config).items():
         group, _, name = key.rpartition(".")
+        if value is None and name not in MEANT:
+            continue
         if name.startswith("branch") or group == "branches":
             pair = value if isinstance(value, list | tuple) else [value]
             wanted = CHANNELS if len(pair) == 2 else [name.removesuffix("_branch")]
-            found |= {f"data.{w}_branch": v for w, v in zip(wanted, pair, strict=True)}
+            both = zip(wanted, pair, strict=True)
+            found |= {f"data.{w}_branch": v for w, v in both if v is not None or w == "time"}
         elif name in ("active_tasks", "nll_tasks"):
             tasks = list(value or ())
             if name == "active_tasks":

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from xec_jax.errors import ConfigError
+from xec_jax.errors import CheckpointError, ConfigError
 
 Layout = Callable[[np.ndarray], np.ndarray]
 
@@ -304,6 +304,60 @@ def unused(kind: str, names: Iterable[str], template: Mapping[str, Any]) -> list
         return is_idle or UNUSED.fullmatch(name) is not None
 
     return [name for name in names if is_unused(name)]
+
+
+def check_maps(tensors: Mapping[str, np.ndarray], config: ConfigDict) -> str:
+    """Compares the index maps that inpainters carry with those that the config leads to.
+
+    Args:
+        tensors: Arrays by the predecessor's names; maps that are not there are not compared.
+        config: Resolved config of an inpainting task.
+
+    Returns:
+        What differs and is used as ours; empty if nothing does.
+
+    Raises:
+        CheckpointError: Pixels of the outer sensors or positions of all sensors are others.
+    """
+    from xec_jax.geometry import GridFace
+    from xec_jax.nets.neighbors import nearest_sensors
+    from xec_jax.nets.positions import coordinate_code
+    from xec_jax.tasks import inpaint
+
+    net = inpaint.make_network(config)
+    sensors, remedy = net.detector.sensors.positions, "set what the training had"
+    pixels = tensors.get("head_outer_sensor.gather_indices")
+    outer = net.detector.face("outer") if pixels is not None else None
+    if pixels is not None and net.regions is not None and isinstance(outer, GridFace):
+        table, exists = net.regions.pixels(outer)
+        if table.shape != pixels.shape or (table != pixels)[exists].any():
+            raise CheckpointError(
+                "head_outer_sensor.gather_indices are not the pixels of the outer sensors for "
+                f"model.outer_fine_pool={tuple(config.model.outer_fine_pool)} and "
+                f"model.geometry={config.model.geometry}",
+                expected="the pooling and the map of the outer face that the network was made for",
+                remedy=f"{remedy}, for instance --config.model.outer_fine_pool='(1, 1)'",
+            )
+    found = []
+    code = tensors.get("cross_attn_head.pos_embed")
+    if code is not None:
+        bands = code.shape[1] // 6
+        away = np.abs(code - coordinate_code(sensors, bands)).reshape(-1, 6, bands)
+        # Along the longest wave, of 200 cm, 0.03 is a centimetre; the shortest show 1 um.
+        if away[..., 0].max() > 0.03:
+            n_moved = (away[..., 0].max(1) > 0.03).sum()
+            raise CheckpointError(
+                f"cross_attn_head.pos_embed places {n_moved} sensors more than 1 cm from here",
+                expected="the design positions, which are built in",
+            )
+        n_rows = (away.max((1, 2)) > 0.03).sum()
+        found += [f"codes of {n_rows} positions"] if n_rows else []
+    near = tensors.get("cross_attn_head.knn_indices")
+    if near is not None:
+        ours = nearest_sensors(net.detector, near.shape[1])
+        n_rows = (np.sort(near, 1) != np.sort(ours, 1)).any(1).sum()
+        found += [f"neighbors of {n_rows} sensors"] if n_rows else []
+    return " and ".join(found)
 
 
 def _find(name: str, rules: tuple[Rule, ...]) -> tuple[str, Layout]:
