@@ -1,10 +1,15 @@
 """Inpainting of dead channels: an encoder and heads that predict hidden sensors.
 
-    python -m xec_jax.train --config configs/inpaint.py --config.train.init_from=runs/mae \
+    python -m xec_jax.train --config configs/inpaint.py --config.train.init_from=runs/mae-fine \
         --config.data.train='/data/train*.root' --config.data.valid='/data/valid*.root'
 
-starts from the encoder of a pretraining and trains all of it; with `--config.model.freeze_encoder=
-true` only the heads. Real data need no truth; files without times need
+starts from the encoder of a pretraining without pooling (configs/mae.py pools by default),
+
+    python -m xec_jax.train --config configs/mae.py --workdir=runs/mae-fine \
+        "--config.model.outer_fine_pool=(1,1)" ...
+
+and trains all of it; with `--config.model.freeze_encoder=true` only the heads. Real data need no
+truth; files without times need
 `--config.data.time_branch=None "--config.model.predict_channels=('npho',)"`.
 
 Without a path the same command trains on a small simulated sample, with the settings under

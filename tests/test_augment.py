@@ -102,6 +102,20 @@ def test_markers_stay_markers(batch):
         assert (~(np.abs(bad) < 9e9)).all()
 
 
+def test_markers_of_the_energy_stay_markers():
+    """Also where a factor would bring one back below what counts as a marker."""
+    n = 64
+    many = {"npho": np.ones((n, 1), np.float32), "weight": np.ones(n, np.float32)}
+    many |= {"_position": np.arange(n), "energyTruth": np.full((n, 1), 0.05, np.float32)}
+    marked = {**many, "energyTruth": many["energyTruth"].copy()}
+    marked["energyTruth"][::2], marked["energyTruth"][1::4] = INVALID, np.nan
+    plain, out = (changed({"energy_scale": 0.5}, events) for events in (many, marked))
+    assert (plain["npho"][::2] < 0.9).any(), "a factor that would turn 1e10 into a value"
+    np.testing.assert_array_equal(out["energyTruth"][::2], INVALID)
+    assert np.isnan(out["energyTruth"][1::4]).all()
+    np.testing.assert_array_equal(out["energyTruth"][3::4], plain["energyTruth"][3::4])
+
+
 def test_results_do_not_depend_on_the_cut_of_the_batch(batch):
     apply = jax.jit(ALL)
     whole = apply(batch, KEY)

@@ -9,12 +9,14 @@ import pytest
 from parity import GOLDEN, load, weights
 
 from xec_jax import config as configs
-from xec_jax.baselines.neighbors import neighbor_average, pitch
+from xec_jax.baselines.neighbors import touching_average, touching_sensors
 from xec_jax.errors import ConfigError
 from xec_jax.geometry import FACES, make_detector
+from xec_jax.tasks import hidden as shared
 from xec_jax.tasks import inpaint
 from xec_jax.tasks.base import example_batch, make_task
 from xec_jax.torch_weights import from_torch
+from xec_jax.train.saved import COMPARED
 from xec_jax.train.step import Tally
 
 LOSSES = json.loads((GOLDEN / "inpainter_losses.json").read_text())
@@ -167,7 +169,7 @@ def test_nothing_of_a_hidden_sensor_reaches_the_network(tiny):
 def means(*results):
     """Metrics of one or more calls of `evaluate`, added up as the loop does."""
     packed = [Tally.pack(metrics, terms) for terms, metrics in results]
-    return inpaint.derive(Tally.means(packed))
+    return shared.derive(Tally.means(packed))
 
 
 def test_padding_and_parts_of_the_batch_change_nothing(tiny):
@@ -238,6 +240,41 @@ def test_metrics_against_plain_numpy(tiny):
     assert found["loss"] == pytest.approx(found["loss_npho"] + found["loss_time"], rel=1e-5)
 
 
+def test_neighbors_touch():
+    """Eight inside a grid, three in its corners, six inside a hex face; on all faces alike."""
+    detector = make_detector()
+    table = touching_sensors(detector)
+    count, face = (table < 4760).sum(1), detector.sensor_face
+    assert (np.diff(table, axis=1) >= 0).all()
+    rows, columns = np.nonzero(table < 4760)
+    links = set(zip(rows.tolist(), table[rows, columns].tolist(), strict=True))
+    assert links == {(b, a) for a, b in links}
+    assert all(a != b for a, b in links)
+    assert all((face[row] == face[near[near < 4760]]).all() for row, near in enumerate(table))
+    for name, shape in (("inner", (93, 44)), ("us", (24, 6)), ("ds", (24, 6))):
+        expected = np.pad(np.full(np.subtract(shape, 2), 8), 1, constant_values=5)
+        expected[np.ix_([0, -1], [0, -1])] = 3
+        np.testing.assert_array_equal(count[face == FACES.index(name)], expected.ravel())
+    assert count[face == FACES.index("outer")].min() == 3
+    assert np.median(count[face == FACES.index("outer")]) == 8
+    # Large cells beside the small ones of the centre patch, at its corner, edge and middle.
+    for sensor, near in (
+        (4176, {4166, 4167, 4168, 4175, 4177, 4184, 4185, 4742}),
+        (4744, {4184, 4185, 4193, 4194, 4742, 4745, 4749}),
+        (4749, {4194, 4195, 4744, 4745, 4746, 4203, 4751, 4204}),
+    ):
+        assert set(table[sensor][table[sensor] < 4760].tolist()) == near
+    for name in ("top", "bot"):
+        values, sensors = np.unique(count[face == FACES.index(name)], return_counts=True)
+        assert dict(zip(values.tolist(), sensors.tolist(), strict=True)) == {
+            **{2: 2, 3: 4, 4: 25},
+            **{5: 2, 6: 40},
+        }
+    middle = 4308 + 6 * 10 + 3
+    around = {middle + d for d in (-7, -6, -5, -1, 1, 5, 6, 7)}
+    assert set(table[middle].tolist()) == around
+
+
 def test_the_neighbor_average_by_hand():
     """Corner and middle of the inner face, a hex node, dead neighbors, a dead face."""
     detector = make_detector()
@@ -249,8 +286,7 @@ def test_the_neighbor_average_by_hand():
     alone = np.flatnonzero(detector.sensor_face == FACES.index("top"))
     live[0, alone] = False
     live[0, alone[-1]] = True
-    average = jax.jit(lambda n, ok: neighbor_average(detector, n, ok, 1.5 * pitch(detector)))
-    got, found = average(photons, live)
+    got, found = jax.jit(lambda n, ok: touching_average(detector, n, ok))(photons, live)
     n = photons[0]
     assert got[0, 0] == pytest.approx(n[[44, 45]].mean(), rel=1e-5)
     middle = 50 * 44 + 20
@@ -264,6 +300,42 @@ def test_the_neighbor_average_by_hand():
     assert not found[0, 4596]
     assert got[0, 4596] == n[alone[-1]]
     assert found[0, :4092].all()
+
+
+def test_an_event_counts_as_much_as_its_weight():
+    batch = {**events(3), "weight": np.float32([1, 0.5, 1])}
+    ours = experiment(load_config("train.loss_fn=mse"))
+    x, valid, hidden = (np.asarray(a) for a in ours.hide(batch, jax.random.PRNGKey(1)))
+    terms = ours.terms(jnp.zeros_like(x), batch, x, valid, hidden)
+    on = ours.detector.sensor_face == FACES.index("inner")
+    means = [(x[e, on & hidden[e], 0].astype(float) ** 2).mean() for e in range(2)]
+    term = terms["inner_npho"]
+    assert float(term.weight) == pytest.approx(1.5)
+    assert float(term.total) == pytest.approx(means[0] + 0.5 * means[1], rel=1e-5)
+
+
+class Recorder:
+    """In place of the network: keeps what it was shown."""
+
+    def apply(self, variables, shown, unseen, deterministic, rngs=None):
+        self.shown, self.unseen = np.asarray(shown), np.asarray(unseen)
+        return jnp.zeros_like(shown)
+
+
+@pytest.mark.parametrize("fill", ["None", "-1.0"])
+def test_dead_channels_look_like_hidden_ones_when_they_are_to_be_filled(fill):
+    ours, batch = experiment(load_config(f"model.fill_npho={fill}"), Recorder()), events(2)
+    x, valid, hidden = (np.asarray(a) for a in ours.hide(batch, jax.random.PRNGKey(0)))
+    dead = ~valid[..., 0]
+    blank = [0.0 if fill == "None" else -1.0, -1.0]
+    ours.fill({}, x, valid, hidden)
+    assert (ours.net.shown[hidden] == blank).all()
+    np.testing.assert_array_equal(ours.net.shown[~hidden], x[~hidden])
+    for ask, concealed in ((ours.predict, dead), (ours.preview, dead | hidden)):
+        ask({}, batch)
+        assert (ours.net.shown[concealed] == blank).all()
+        np.testing.assert_array_equal(ours.net.shown[~concealed], x[~concealed])
+        np.testing.assert_array_equal(ours.net.unseen, concealed)
 
 
 def test_only_what_is_missing_is_filled(tiny):
@@ -300,6 +372,10 @@ def test_only_what_is_missing_is_filled(tiny):
         (["model.mask_npho_flat=true", "model.time_mask_ratio_scale=2"], "one of them"),
         (["data.time_branch=None"], "without times"),
         (["train.loss_fn=smooth"], "smooth_l1"),
+        *(([f"train.loss_fn={name}"], "smooth_l1") for name in ("cosine", "gaussian_nll")),
+        (["model.cross_attn_k=4760"], "4759"),
+        (["model.cross_attn_k=0"], "4759"),
+        (["model.outer_split=raw", "model.fill_npho=-1.0"], "sentinel_npho"),
     ],
 )
 def test_bad_values(overrides, message):
@@ -311,6 +387,21 @@ def test_a_frozen_encoder_is_announced_to_the_optimizer():
     task = make_task(load_config("model.freeze_encoder=true", "train.init_from=runs/mae"))
     assert task.frozen == ("^encoder/",)
     assert make_task(load_config()).frozen == ()
+
+
+def test_weights_go_from_one_default_to_the_next_as_documented():
+    """What `train.init_from` compares, along pretraining, inpainting and regression."""
+
+    def facts(name, *overrides):
+        texts = [f"--config.{text}" for text in ("data.train=x", *overrides)]
+        record = make_task(configs.load(f"configs/{name}.py", texts)).record
+        return {key: record[key] for key in COMPARED}
+
+    pooled, fine = facts("mae"), facts("mae", "model.outer_fine_pool=(1,1)")
+    assert facts("inpaint") == fine
+    assert facts("inpaint", "model.outer_fine_pool=(3,3)") == pooled
+    assert facts("regress") == pooled
+    assert [key for key in COMPARED if pooled[key] != fine[key]] == ["geometry"]
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from xec_jax import config as configs
 from xec_jax.errors import ConfigError
 from xec_jax.nets.augment import DROPPED
 from xec_jax.nets.faces import face_input
+from xec_jax.tasks import hidden as shared
 from xec_jax.tasks import mae
 from xec_jax.tasks.base import example_batch, make_task
 from xec_jax.torch_weights import from_torch
@@ -196,6 +197,9 @@ def test_metrics_against_plain_numpy(tiny):
         assert found[f"rmse_{part}npho"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-4)
         r2 = 1 - (error**2).mean() / truth.var()
         assert found[f"r2_{part}npho"] == pytest.approx(r2, rel=1e-3)
+        photons = np.asarray(ours.transform.npho_inverse(predicted[..., 0]))
+        error = photons[use] - batch["npho"][use]
+        assert found[f"mae_{part}photons"] == pytest.approx(np.abs(error).mean(), rel=1e-3)
     use = hidden & valid[..., 1] & (np.where(valid[..., 0], batch["npho"], 0) > 100)
     error_ns = (predicted[..., 1] - x[..., 1])[use] * 1.14e-7 * 1e9
     assert found["mae_time_ns"] == pytest.approx(np.abs(error_ns).mean(), rel=1e-4)
@@ -221,7 +225,7 @@ def test_prediction_is_physical(tiny):
     [
         ("model.mask_ratio=0.0", "inside"),
         ("model.mask_ratio=1.0", "inside"),
-        ("model.maskable=both", "npho or time"),
+        ("model.maskable=both", "npho, time"),
         ("model.predict_channels=('time',)", "npho"),
         ("model.encoder_dim=100", "multiple of 32"),
         ("model.hex_decoder_dim=0", "positive"),
@@ -230,6 +234,13 @@ def test_prediction_is_physical(tiny):
         ("model.position=geometry", "did you mean 'geometric'"),
         ("model.outer_split=both", "normalized or raw"),
         ("data.augment.channel_dropout=1.0", r"\[0, 1\)"),
+        ("model.dropout=1.0", r"model.dropout is 1.0.*\n.*\[0, 1\)"),
+        ("model.drop_path_rate=-0.1", r"model.drop_path_rate is -0.1.*\n.*\[0, 1\)"),
+        ("train.loss_fn=cosine", "smooth_l1"),
+        ("train.loss_fn=angular", "smooth_l1"),
+        ("train.loss_fn=gaussian_nll", "smooth_l1"),
+        ("train.loss_fn=quantile", "smooth_l1"),
+        ("train.loss_fn=cross_entropy", "smooth_l1"),
     ],
 )
 def test_bad_values(override, message):
@@ -259,6 +270,7 @@ def test_bad_values(override, message):
             ],
             "fractions",
         ),
+        (["model.outer_split=raw", "model.fill_npho=-1.0"], "sentinel_npho"),
     ],
 )
 def test_combinations_that_cannot_work(overrides, message):
@@ -389,7 +401,7 @@ def test_files_without_times_train_on_photons():
     ours = flat("data.time_branch=None", "model.predict_channels=('npho',)")
     batch = {k: v for k, v in events(4).items() if k != "time"}
     terms, metrics = jax.jit(ours.evaluate)({}, batch, jax.random.PRNGKey(0))
-    found = mae.derive(Tally.means([Tally.pack(metrics, terms)]))
+    found = shared.derive(Tally.means([Tally.pack(metrics, terms)]))
     faces = ("inner", "us", "ds", "outer", "top", "bot")
     assert set(terms) == {f"{face}_npho" for face in faces}
     assert not [name for name in found if "time" in name and name != "time_valid_ratio"]

@@ -1,4 +1,4 @@
-"""The neighbor average: what a dead sensor would have seen, from the live ones around it."""
+"""Neighbor averages: what a dead sensor would have seen, from the live ones around it."""
 
 import functools
 
@@ -6,71 +6,107 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from xec_jax.geometry import FACES, Detector
-from xec_jax.types import Array, ArrayLike
+from xec_jax.geometry import FACES, Detector, GraphFace
+from xec_jax.types import Array
 
 DISK_CM = 20.0
 """Radius of the conventional average; some 500 sensors of the inner face, so a weak method."""
-PITCHES = 1.5
-"""Radius in units of `pitch`: the eight sensors around one on a grid, six on a hex face."""
 
 
 @functools.lru_cache(maxsize=4)
-def pitch(detector: Detector) -> np.ndarray:
-    """Returns the distance to the nearest other sensor of the same face, float32 (s,) in cm."""
-    nearest = np.zeros(detector.n_sensors, np.float32)
-    for ids in _faces(detector):
-        position = detector.sensors.positions[ids].astype(np.float32)
-        for rows in np.array_split(np.arange(len(ids)), 1 + len(ids) // 512):
-            distance = np.linalg.norm(position[rows, None] - position, axis=-1)
-            distance[np.arange(len(rows)), rows] = np.inf
-            nearest[ids[rows]] = distance.min(1)
-    return nearest
+def touching_sensors(detector: Detector) -> np.ndarray:
+    """Returns who is next to whom: cells that share an edge or a corner, nodes with an edge.
 
-
-def neighbor_average(
-    detector: Detector, photons: Array, live: Array, radius: ArrayLike | float | float
-) -> tuple[Array, Array]:
-    """Averages the photons of the live sensors of the same face nearer than a radius.
+    A distance would not do: on most faces rows and columns are not equally far apart. On the fine
+    grid of the outer face large cells have small ones beside them.
 
     Args:
-        detector: Positions and faces of the sensors.
+        detector: With the `physical` geometry; on other maps cells touch that are far apart.
+
+    Returns:
+        int32 (s, k), ascending; rows with fewer than k neighbors end in s, which is no sensor.
+    """
+    pairs = []
+    for face in detector.faces:
+        if isinstance(face, GraphFace):
+            pairs.append(face.sensors[face.edges[:2]])
+            continue
+        here = np.pad(face.index, 1, constant_values=-1)
+        for step in ((0, 1), (1, -1), (1, 0), (1, 1)):
+            pair = np.stack([here.ravel(), np.roll(here, step, (0, 1)).ravel()])
+            pairs += [pair, pair[::-1]]
+    links = np.unique(np.concatenate(pairs, 1), axis=1)
+    first, second = links[:, (links >= 0).all(0) & (links[0] != links[1])]
+    place = np.arange(len(first)) - np.searchsorted(first, first)
+    table = np.full((detector.n_sensors, place.max() + 1), detector.n_sensors, np.int32)
+    table[first, place] = second
+    return table
+
+
+def touching_average(detector: Detector, photons: Array, live: Array) -> tuple[Array, Array]:
+    """Averages the photons of the live sensors among the `touching_sensors`.
+
+    Args:
+        detector: See `touching_sensors`.
         photons: (b s) raw photons; may hold anything where not live.
         live: bool (b s), sensors that may be used, neither dead nor hidden.
-        radius: cm, one for all or (s,).
 
     Returns:
         float32 (b s), the average for every sensor, live or not, itself left out; and bool
         (b s), whether it has a live neighbor. Without one, the median of the live sensors of the
         face stands in, or 0 on a face without any.
+    """
+    table, nobody = touching_sensors(detector), ((0, 0), (0, 1))
+    seen = jnp.pad(jnp.where(live, photons, 0.0).astype(jnp.float32), nobody)
+    is_live = jnp.pad(live.astype(jnp.float32), nobody)
+    total = sum(jnp.take(seen, ids, 1, mode="clip") for ids in table.T)
+    count = sum(jnp.take(is_live, ids, 1, mode="clip") for ids in table.T)
+    return _average(detector, photons, live, jnp.asarray(total), jnp.asarray(count))
+
+
+def disk_average(
+    detector: Detector, photons: Array, live: Array, radius: float = DISK_CM
+) -> tuple[Array, Array]:
+    """Averages the photons of the live sensors of the same face nearer than a radius.
+
+    Args:
+        detector: Positions and faces of the sensors.
+        photons: As in `touching_average`.
+        live: As in `touching_average`.
+        radius: cm.
+
+    Returns:
+        As in `touching_average`.
 
     Source:
         Dead-channel recovery of the conventional MEG II reconstruction.
     """
-    radius = jnp.broadcast_to(jnp.asarray(radius, jnp.float32), detector.n_sensors)
-    photons = jnp.where(live, photons, 0.0).astype(jnp.float32)
-    averages, found, order = [], [], []
+    seen = jnp.where(live, photons, 0.0).astype(jnp.float32)
+    totals, counts, order = [], [], []
     for ids in _faces(detector):
         # 4092 x 4092 numbers are quickly computed, and slow to compile as a constant.
         position = lax.optimization_barrier(
             jnp.asarray(detector.sensors.positions[ids], jnp.float32)
         )
-        square = sum(jnp.square(c[:, None] - c) for c in position.T)
-        near = ((square < jnp.square(radius[ids])[:, None]) & (square > 0)).astype(jnp.float32)
-        seen, is_live = photons[:, ids], live[:, ids]
-        total = jnp.matmul(seen, near.T, precision=lax.Precision.HIGHEST)
-        count = jnp.matmul(is_live.astype(jnp.float32), near.T, precision=lax.Precision.HIGHEST)
-        median = jnp.nan_to_num(_median(seen, is_live))[:, None]
-        averages.append(jnp.where(count > 0, total / jnp.maximum(count, 1), median))
-        found.append(count > 0)
+        square = jnp.asarray(sum(jnp.square(c[:, None] - c) for c in position.T))
+        near = ((square < radius**2) & (square > 0)).astype(jnp.float32)
+        is_live = live[:, ids].astype(jnp.float32)
+        totals.append(jnp.matmul(seen[:, ids], near.T, precision=lax.Precision.HIGHEST))
+        counts.append(jnp.matmul(is_live, near.T, precision=lax.Precision.HIGHEST))
         order.append(ids)
     place = np.argsort(np.concatenate(order))
-    return jnp.concatenate(averages, 1)[:, place], jnp.concatenate(found, 1)[:, place]
+    total, count = (jnp.concatenate(parts, 1)[:, place] for parts in (totals, counts))
+    return _average(detector, photons, live, total, count)
 
 
-def _median(values: Array, live: Array) -> Array:
-    """Median over the live entries of (b n), NaN where there are none."""
-    return jnp.nanmedian(jnp.where(live, values, jnp.nan), -1)
+def _average(
+    detector: Detector, photons: Array, live: Array, total: Array, count: Array
+) -> tuple[Array, Array]:
+    """Divides, with the median of the face where there is nothing to divide by."""
+    values = jnp.where(live, photons, jnp.nan).astype(jnp.float32)
+    medians = jnp.stack([jnp.nanmedian(values[:, ids], -1) for ids in _faces(detector)], -1)
+    median = jnp.take(jnp.nan_to_num(medians), detector.sensor_face, 1, mode="clip")
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), median), count > 0
 
 
 def _faces(detector: Detector) -> list[np.ndarray]:

@@ -181,7 +181,7 @@ class GRN(nn.Module):
 
 
 def drop_path(branch: Array, rate: float, key: Key) -> Array:
-    """Drops the whole branch of an event with probability `rate`, and scales up the others."""
+    """Drops the whole branch of an event with probability `rate` < 1, and scales up the others."""
     shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
     keep = jax.random.bernoulli(key, 1 - rate, shape)
     return jnp.where(keep, branch / (1 - rate), jnp.zeros_like(branch))

@@ -17,7 +17,7 @@ from xec_jax.errors import ConfigError
 from xec_jax.types import Batch, Key, LossFn, Params, PredictFn
 
 Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
-SHARED = ("base", "calorimeter")
+SHARED = ("base", "calorimeter", "hidden")
 """Files of this folder that are no experiments."""
 
 Arrays = Mapping[str, np.ndarray]

@@ -92,16 +92,12 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             f"train.precision is {config.train.precision!r}", expected=" or ".join(DTYPES)
         )
-    if "relative" in config.data.npho_branch and config.train.npho_threshold > 1:
-        raise ConfigError(
-            f"train.npho_threshold is {config.train.npho_threshold} photons, but "
-            f"{config.data.npho_branch} holds fractions: no time would ever count",
-            expected="a threshold in the unit of data.npho_branch",
-            remedy="data.npho_branch=npho, or train.npho_threshold below 1 and the legacy scale",
-        )
     for key in ("encoder_dim", "num_heads", "num_fusion_layers", "dim_feedforward"):
         if (value := config.model[key]) is not None and value < 1:
             raise ConfigError(f"model.{key} is {value}", expected="a positive number")
+    for key in ("dropout", "drop_path_rate"):
+        if not 0 <= (rate := config.model[key]) < 1:
+            raise ConfigError(f"model.{key} is {rate}", expected="a share in [0, 1)")
     check_position(config.model.position)
     if config.model.outer_split not in SPLITS:
         found = f"model.outer_split is {config.model.outer_split!r}"
@@ -116,11 +112,19 @@ def check(config: ConfigDict) -> None:
 
 
 def check_channels(config: ConfigDict) -> None:
-    """Checks `model.predict_channels`, for the experiments that reconstruct sensors.
+    """Checks what is reconstructed, for the experiments that reconstruct sensors.
 
     Raises:
-        ConfigError: Other channels than npho and time, or times without a branch.
+        ConfigError: Other channels than npho and time, times without a branch, or a threshold in
+            another unit than the photons.
     """
+    if "relative" in config.data.npho_branch and config.train.npho_threshold > 1:
+        raise ConfigError(
+            f"train.npho_threshold is {config.train.npho_threshold} photons, but "
+            f"{config.data.npho_branch} holds fractions: no time would ever count",
+            expected="a threshold in the unit of data.npho_branch",
+            remedy="data.npho_branch=npho, or train.npho_threshold below 1 and the legacy scale",
+        )
     channels = tuple(config.model.predict_channels)
     if channels not in (CHANNELS, CHANNELS[:1]):
         found = f"model.predict_channels is {channels}"

@@ -5,9 +5,10 @@ What is left after training fills dead channels. The loss is, per face f and cha
     per_face:  sum_e(1/n_e sum_s M w l) / sum_e(1/n_e sum_s M w),  summed over faces and channels
     flat:      sum(M w l) / sum(M w) over all faces together,      summed over channels
 
-with M the n_e hidden sensors of event e on the face. For photons w is 1 and the first form is the
-mean over an event's hidden sensors, averaged over the events that have any. Times count only on
-sensors with more than `npho_threshold` photons, with w = sqrt(photons).
+with M the n_e hidden sensors of event e on the face, and w times the weight of the event, where it
+has one (curriculum). For photons w is 1 and the first form is the mean over an event's hidden
+sensors, averaged over the events that have any. Times count only on sensors with more than
+`npho_threshold` photons, with w = sqrt(photons).
 
 Source: training objective of the PyTorch predecessor. It divides the weights of a face by their
 plain mean over the batch, where here, in the first form, each event counts the same in that mean
@@ -23,16 +24,23 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from xec_jax.baselines.neighbors import DISK_CM, PITCHES, neighbor_average, pitch
+from xec_jax.baselines.neighbors import disk_average, touching_average
 from xec_jax.config import nearest
 from xec_jax.errors import ConfigError
-from xec_jax.geometry import FACES, OUTER_IDS, Detector, outer_coarse_map, sensor_rectangles
+from xec_jax.geometry import (
+    FACES,
+    N_SENSORS,
+    OUTER_IDS,
+    Detector,
+    make_detector,
+    outer_coarse_map,
+    sensor_rectangles,
+)
 from xec_jax.losses import make_loss, mean_loss, mean_of
-from xec_jax.nets.faces import CHANNELS
 from xec_jax.nets.inpaint_grid import SensorRegions
 from xec_jax.nets.inpainter import HEAD_TYPES, Inpainter
 from xec_jax.nets.masking import event_noise, hide_flat, hide_per_face, hide_sensors
-from xec_jax.tasks import calorimeter, mae
+from xec_jax.tasks import hidden as shared
 from xec_jax.tasks.base import Task
 from xec_jax.tasks.calorimeter import (
     augmentation_of,
@@ -40,20 +48,14 @@ from xec_jax.tasks.calorimeter import (
     dropout_key,
     encode,
     encoder_of,
+    record_of,
+    sensor_spec,
     transform_of,
 )
 from xec_jax.transforms import SensorTransform
 from xec_jax.types import Array, Batch, Key, Mean, Metrics, Params, Terms
 
 REDUCTIONS = ("per_face", "flat")
-BRIGHT_PHOTONS = 100.0
-"""Relative errors are those of sensors with at least as many photons."""
-UNITS = {
-    f"{kind}{face}photons{method}": "photons"
-    for kind in ("mae_", "bright_mae_", "bright_rms_", "bright_bias_")
-    for face in ("", *(f"{name}_" for name in FACES))
-    for method in ("", "_neighbors", "_disk")
-} | {"mae_time_ns": "ns", "n_masked": "sensors per event"}
 
 
 def mask_ratios(config: ConfigDict) -> dict[int, float] | float:
@@ -88,13 +90,11 @@ def check(config: ConfigDict) -> None:
     Raises:
         ConfigError: A value out of its range, or a combination that cannot work.
     """
-    calorimeter.check(config)
-    calorimeter.check_channels(config)
+    shared.check(config)
     mask_ratios(config)
     model, train = config.model, config.train
     for key, value, allowed in (
         ("model.head_type", model.head_type, HEAD_TYPES),
-        ("model.maskable", model.maskable, CHANNELS),
         ("train.loss_reduction", train.loss_reduction, REDUCTIONS),
     ):
         if value not in allowed:
@@ -104,9 +104,6 @@ def check(config: ConfigDict) -> None:
             f"model.maskable is {model.maskable!r}, which model.predict_channels does not hold",
             expected="model.maskable=npho where only photons are predicted",
         )
-    if not model.time_mask_ratio_scale > 0:
-        found = f"model.time_mask_ratio_scale is {model.time_mask_ratio_scale}"
-        raise ConfigError(found, expected="a positive number")
     if model.mask_npho_flat and model.time_mask_ratio_scale != 1:
         raise ConfigError(
             "model.mask_npho_flat and model.time_mask_ratio_scale both choose bright sensors",
@@ -122,9 +119,12 @@ def check(config: ConfigDict) -> None:
     for key, unit in (("head_dim", 8), ("cross_attn_latent", 4), ("cross_attn_pos", 6)):
         if model[key] < 1 or model[key] % unit:
             raise ConfigError(f"model.{key} is {model[key]}", expected=f"a multiple of {unit}")
-    for key in ("hex_head_dim", "cross_attn_k", "cross_attn_hidden"):
+    for key in ("hex_head_dim", "cross_attn_hidden"):
         if model[key] < 1:
             raise ConfigError(f"model.{key} is {model[key]}", expected="a positive number")
+    if not 1 <= model.cross_attn_k < N_SENSORS:
+        found = f"model.cross_attn_k is {model.cross_attn_k}"
+        raise ConfigError(found, expected=f"1 to {N_SENSORS - 1}, a number of other sensors")
 
 
 def make_network(config: ConfigDict) -> Inpainter:
@@ -161,16 +161,16 @@ def make_task(config: ConfigDict) -> Task:
     experiment = _Experiment(detector, transform, make_network(config), config)
     return Task(
         name="inpaint",
-        spec=calorimeter.sensor_spec(config, detector),
+        spec=sensor_spec(config, detector),
         init=experiment.init,
         loss=experiment.loss,
         evaluate=experiment.evaluate,
-        derive=derive,
+        derive=shared.derive,
         predict=experiment.predict,
         preview=experiment.preview,
         figures=experiment.figures,
-        units=UNITS,
-        record=calorimeter.record_of(config),
+        units=shared.UNITS,
+        record=record_of(config),
         frozen=("^encoder/",) if config.model.freeze_encoder else (),
     )
 
@@ -179,15 +179,12 @@ class _Experiment:
     """The functions of the task, over what they share."""
 
     def __init__(
-        self,
-        detector: Detector,
-        transform: SensorTransform,
-        net: Inpainter,
-        config: ConfigDict,
+        self, detector: Detector, transform: SensorTransform, net: Inpainter, config: ConfigDict
     ) -> None:
         self.detector, self.transform, self.net = detector, transform, net
         self.model, self.train = config.model, config.train
         self.ratios, self.augment = mask_ratios(config), augmentation_of(config)
+        self.space = make_detector()  # where sensors are, whatever map the network is shown
         self.pointwise = make_loss(config.train.loss_fn, beta=config.train.loss_beta)
 
     def init(self, key: Key, batch: Batch) -> Params:
@@ -202,8 +199,7 @@ class _Experiment:
             sensors whose `maskable` channel is valid.
         """
         x, valid = encode(self.transform, batch)
-        maskable = valid[..., CHANNELS.index(self.model.maskable)]
-        n = self.detector.n_sensors
+        maskable, n = self.maskable(valid), self.detector.n_sensors
         flat, favor = self.model.mask_npho_flat, self.model.time_mask_ratio_scale
         # A key per event: however the batch is cut, an event gets the same mask.
         noise = event_noise(key, batch["_position"], 2 * n if flat else n)
@@ -219,18 +215,23 @@ class _Experiment:
         on = self.detector.sensor_face
         return x, valid, hide_per_face(maskable, noise, self.ratios, on, choose)
 
+    def maskable(self, valid: Array) -> Array:
+        """Sensors that may be hidden, bool (b s)."""
+        return shared.is_maskable(valid, self.model.maskable)
+
+    def is_timed(self, batch: Batch, valid: Array) -> Array:
+        """Sensors whose time counts, bool (b s)."""
+        return shared.is_timed(batch, valid, self.train.npho_threshold)
+
     def fill(
         self, params: Params, x: Array, valid: Array, hidden: Array, dropout: Key | None = None
     ) -> Array:
         """Runs the network on events with hidden sensors: (b s f), normalized."""
-        t, npho = self.transform, self.model.fill_npho
-        blank = jnp.array([t.sentinel_npho if npho is None else npho, t.sentinel_time], x.dtype)
-        shown = jnp.where(hidden[..., None], blank, x)
-        unseen = hidden | ~valid[..., CHANNELS.index(self.model.maskable)]
+        shown = shared.conceal(self.transform, self.model.fill_npho, x, hidden)
+        unseen = hidden | ~self.maskable(valid)
         rngs = None if dropout is None else {"dropout": dropout}
-        return jnp.asarray(
-            self.net.apply({"params": params}, shown, unseen, dropout is None, rngs=rngs)
-        )
+        y = self.net.apply({"params": params}, shown, unseen, dropout is None, rngs=rngs)
+        return jnp.asarray(y)
 
     def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
         batch = self.augment(batch, key)
@@ -243,40 +244,32 @@ class _Experiment:
         """Loss terms `{face}_{channel}` or `{channel}`, each a sum with its own weight."""
         train = self.train
         photons = jnp.where(valid[..., 0], batch["npho"], 0.0)
-        counted = hidden * batch["weight"][:, None]
-        by_channel = {"npho": counted, "time": counted * self.is_timed(batch, valid)}
-        weights, scale = dict(by_channel), {"npho": train.npho_weight, "time": train.time_weight}
+        is_used = {"npho": hidden, "time": hidden & self.is_timed(batch, valid)}
+        weights = {channel: used * batch["weight"][:, None] for channel, used in is_used.items()}
+        scale = {"npho": train.npho_weight, "time": train.time_weight}
         if train.use_npho_time_weight:
             weights["time"] *= jnp.sqrt(jnp.maximum(photons, train.npho_threshold))
         if train.npho_loss_weight.enabled:
             weights["npho"] *= (jnp.maximum(photons, 1) + 1) ** train.npho_loss_weight.alpha
         terms = {}
         for i, channel in enumerate(self.model.predict_channels):
-            for name, on in self._face_columns():
+            for name, on in shared.face_columns(self.detector):
                 if (name == "") != (train.loss_reduction == "flat"):
                     continue
                 weight = weights[channel] * on
                 if train.loss_reduction == "per_face":
-                    n_hidden = (by_channel[channel] * on).sum(-1, keepdims=True)
+                    # Without the weight of the event, which would cancel here.
+                    n_hidden = (is_used[channel] * on).sum(-1, keepdims=True)
                     weight = weight / jnp.maximum(n_hidden, 1)
                 term = mean_loss(self.pointwise, predicted[..., i], x[..., i], weight)
                 terms[f"{name}{channel}"] = Mean(scale[channel] * term.total, term.weight)
         return terms
 
-    def is_timed(self, batch: Batch, valid: Array) -> Array:
-        """Sensors whose time counts, bool (b s)."""
-        return valid[..., 1] & (batch["npho"] > self.train.npho_threshold)
-
     def counts(self, batch: Batch, valid: Array, hidden: Array) -> Metrics:
         """How much was hidden, and how much of it has a time to learn."""
-        event = batch["weight"][:, None]
-        is_maskable = valid[..., CHANNELS.index(self.model.maskable)]
-        n_hidden = (hidden * event).sum()
-        return {
-            "actual_mask_ratio": Mean(n_hidden, (is_maskable * event).sum()),
-            "time_valid_ratio": mean_of(self.is_timed(batch, valid) * 1.0, hidden * event),
-            "n_masked": Mean(n_hidden, event.sum()),
-        }
+        event, timed = batch["weight"], self.is_timed(batch, valid)
+        counts = shared.mask_counts(batch, self.maskable(valid), timed, hidden)
+        return counts | {"n_masked": Mean(counts["actual_mask_ratio"].total, event.sum())}
 
     def evaluate(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
         """Loss terms, errors on hidden sensors, and those of the neighbor average there."""
@@ -285,50 +278,16 @@ class _Experiment:
         terms = self.terms(predicted, batch, x, valid, hidden)
         metrics = self.counts(batch, valid, hidden)
         counted = hidden & (batch["weight"][:, None] > 0)
-        for i, channel in enumerate(self.model.predict_channels):
-            w = counted & self.is_timed(batch, valid) if channel == "time" else counted
-            truth, error = x[..., i], predicted[..., i] - x[..., i]
-            for name, on in self._face_columns():
-                part, weight = f"{name}{channel}", w * on
-                metrics[f"mae_{part}"] = mean_of(jnp.abs(error), weight)
-                metrics[f"mse_{part}"] = mean_of(error**2, weight)
-                metrics[f"mean_{part}"] = mean_of(truth, weight)
-                metrics[f"square_{part}"] = mean_of(truth**2, weight)
-        if "time" in self.model.predict_channels:
-            total, number = metrics["mae_time"]
-            metrics["mae_time_ns"] = Mean(total * self.transform.time_scale * 1e9, number)
+        timed, channels = self.is_timed(batch, valid), self.model.predict_channels
+        metrics |= shared.error_sums(
+            self.detector, self.transform, channels, predicted, batch, x, counted, timed
+        )
         photons, live = batch["npho"], valid[..., 0] & ~hidden
-        filled = self.transform.npho_inverse(predicted[..., 0])
-        metrics |= self.photon_errors(filled, photons, counted, "")
-        near = PITCHES * pitch(self.detector)
-        for method, radius in (("_neighbors", near), ("_disk", DISK_CM)):
-            average, found = neighbor_average(self.detector, photons, live, radius)
-            metrics |= self.photon_errors(average, photons, counted, method)
+        for method, average in (("_neighbors", touching_average), ("_disk", disk_average)):
+            mean, found = average(self.space, photons, live)
+            metrics |= shared.photon_errors(self.detector, mean, photons, counted, method)
             metrics[f"lonely{method}"] = mean_of(~found * 1.0, counted)
         return terms, metrics
-
-    def photon_errors(self, filled: Array, truth: Array, counted: Array, method: str) -> Metrics:
-        """Errors in photons, (b s) where `counted`; relative ones on bright sensors."""
-        truth = jnp.where(counted, truth, 0.0)
-        error = filled - truth
-        bright = counted & (truth >= BRIGHT_PHOTONS)
-        share = error / jnp.maximum(truth, BRIGHT_PHOTONS)
-        metrics = {
-            f"bright_mae_photons{method}": mean_of(jnp.abs(error), bright),
-            f"bright_bias_photons{method}": mean_of(error, bright),
-            f"bright_ms_photons{method}": mean_of(error**2, bright),
-            f"rel_mae{method}": mean_of(jnp.abs(share), bright),
-            f"rel_ms{method}": mean_of(share**2, bright),
-        }
-        for name, on in self._face_columns():
-            metrics[f"mae_{name}photons{method}"] = mean_of(jnp.abs(error), counted * on)
-        return metrics
-
-    def _face_columns(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Metric prefix and the sensors it is about: all of them, then face by face."""
-        yield "", np.ones(self.detector.n_sensors, np.float32)
-        for code, name in enumerate(FACES):
-            yield f"{name}_", (self.detector.sensor_face == code).astype(np.float32)
 
     def predict(self, params: Params, batch: Batch, key: Key | None = None) -> dict[str, Array]:
         """Fills dead channels and touches nothing else.
@@ -341,8 +300,7 @@ class _Experiment:
             valid: bool (b s 2), whether photons and time were measured.
         """
         x, valid = encode(self.transform, batch)
-        nowhere = jnp.zeros(x.shape[:2], bool)
-        return self.filled(params, batch, x, valid, nowhere, key)
+        return self.filled(params, batch, x, valid, jnp.zeros(x.shape[:2], bool), key)
 
     def preview(self, params: Params, batch: Batch, key: Key | None = None) -> dict[str, Array]:
         """Like `predict`, but hides sensors as in validation, whose truth is known."""
@@ -354,12 +312,13 @@ class _Experiment:
     ) -> dict[str, Array]:
         """Runs the network and returns to photons and seconds."""
         dropout = None if key is None else dropout_key(key, batch)
-        predicted = self.fill(params, x, valid, hidden, dropout)
-        inverse = (self.transform.npho_inverse, self.transform.time_inverse)
-        channels = [inverse[i](predicted[..., i]) for i in range(predicted.shape[-1])]
-        is_measured = valid[..., 0] & ~hidden
+        # The network has learned to fill what looks like a hidden sensor. In training it may tell
+        # the two apart (`fill_npho`), as the predecessor's did.
+        shown = shared.conceal(self.transform, self.model.fill_npho, x, ~valid[..., 0])
+        predicted = self.fill(params, shown, valid, hidden, dropout)
+        channels = shared.to_physical(self.transform, predicted)
         return {
-            "npho_filled": jnp.where(is_measured, batch["npho"], channels[0]),
+            "npho_filled": jnp.where(valid[..., 0] & ~hidden, batch["npho"], channels[0]),
             "prediction": jnp.stack(channels, -1),
             "hidden": hidden,
             "valid": valid,
@@ -367,31 +326,4 @@ class _Experiment:
 
     def figures(self, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Any]]:
         """Draws truth, masked input, prediction and residual of each event."""
-        from xec_jax.plots.reconstruction import reconstruction_figure
-
-        unknown = np.full(self.detector.n_sensors, np.nan)
-        for k in range(len(arrays["hidden"])):
-            time = arrays["time"][k] if "time" in arrays else unknown
-            truth, hidden = np.stack([arrays["npho"][k], time], -1), arrays["hidden"][k]
-            columns = [*arrays["prediction"][k].T, unknown]
-            figure = reconstruction_figure(
-                self.detector,
-                truth=truth,
-                masked=np.where(hidden[:, None], np.nan, truth),
-                prediction=np.stack(columns[:2], -1),
-                hidden=hidden,
-                valid=arrays["valid"][k],
-                run=int(arrays["run"][k]) if "run" in arrays else None,
-                event=int(arrays["event"][k]) if "event" in arrays else None,
-                title="Inpainting of hidden sensors",
-            )
-            yield f"inpainting_{k}", figure
-
-
-def derive(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Computes what sums over events cannot carry: roots, explained variance, sums of terms."""
-    derived = mae.derive(metrics)
-    for name in metrics:
-        if "_ms" in name:
-            derived[name.replace("_ms", "_rms")] = derived.pop(name) ** 0.5
-    return derived
+        return shared.figures(self.detector, arrays, "inpainting", "Inpainting of hidden sensors")

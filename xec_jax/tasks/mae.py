@@ -10,7 +10,7 @@ Source: training objective of the PyTorch predecessor, with the same masking in 
 validation, and with the masks of all outer sensors honored (`geometry.make_detector`).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import jax
@@ -19,19 +19,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xec_jax.errors import ConfigError
-from xec_jax.geometry import FACES, Detector
-from xec_jax.losses import make_loss, mean_loss, mean_of
-from xec_jax.nets.faces import (
-    CHANNELS,
-    face_input,
-    face_mask,
-    face_mean,
-    owned_sensors,
-    sensors_from_faces,
-)
+from xec_jax.geometry import Detector
+from xec_jax.losses import make_loss, mean_loss
+from xec_jax.nets.faces import face_input, face_mask, face_mean, owned_sensors, sensors_from_faces
 from xec_jax.nets.mae import MaskedAutoencoder
 from xec_jax.nets.masking import event_noise, hide_sensors
-from xec_jax.tasks import calorimeter
+from xec_jax.tasks import hidden as shared
 from xec_jax.tasks.base import Task
 from xec_jax.tasks.calorimeter import (
     augmentation_of,
@@ -39,6 +32,8 @@ from xec_jax.tasks.calorimeter import (
     dropout_key,
     encode,
     encoder_of,
+    record_of,
+    sensor_spec,
     transform_of,
     view_of,
 )
@@ -47,7 +42,6 @@ from xec_jax.types import Array, Batch, Key, Mean, Metrics, Params, Terms
 
 LOG_VARIANCES = "channel_log_vars"
 """Parameters float32 (f,): the learned log variances of the channels."""
-UNITS = {"mae_photons": "photons", "mae_time_ns": "ns"}
 
 
 def check(config: ConfigDict) -> None:
@@ -56,20 +50,10 @@ def check(config: ConfigDict) -> None:
     Raises:
         ConfigError: A value out of its range.
     """
-    calorimeter.check(config)
-    calorimeter.check_channels(config)
-    ratio = config.model.mask_ratio
-    if not 0 < ratio < 1:
+    shared.check(config)
+    if not 0 < (ratio := config.model.mask_ratio) < 1:
         raise ConfigError(f"model.mask_ratio is {ratio}", expected="a share inside (0, 1)")
-    if config.model.maskable not in CHANNELS:
-        found = f"model.maskable is {config.model.maskable!r}"
-        raise ConfigError(found, expected=" or ".join(CHANNELS))
-    if config.model.maskable == "time" and config.data.time_branch is None:
-        raise ConfigError(
-            "model.maskable is 'time', but data.time_branch is None: nothing could be hidden",
-            expected="model.maskable=npho for files without times",
-        )
-    for key in ("decoder_dim", "hex_decoder_dim", "time_mask_ratio_scale"):
+    for key in ("decoder_dim", "hex_decoder_dim"):
         if (value := config.model[key]) is not None and not value > 0:
             raise ConfigError(f"model.{key} is {value}", expected="a positive number")
 
@@ -94,15 +78,15 @@ def make_task(config: ConfigDict) -> Task:
     experiment = _Experiment(detector, transform, make_network(config), config)
     return Task(
         name="mae",
-        spec=calorimeter.sensor_spec(config, detector),
+        spec=sensor_spec(config, detector),
         init=experiment.init,
         loss=experiment.loss,
         evaluate=experiment.evaluate,
-        derive=derive,
+        derive=shared.derive,
         predict=experiment.predict,
         figures=experiment.figures,
-        units=UNITS,
-        record=calorimeter.record_of(config),
+        units=shared.UNITS,
+        record=record_of(config),
     )
 
 
@@ -136,30 +120,27 @@ class _Experiment:
             sensors whose `maskable` channel is valid.
         """
         x, valid = encode(self.transform, batch)
-        maskable = valid[..., CHANNELS.index(self.model.maskable)]
         # A key per event, folded with its place in the global batch: however the batch is cut
         # over devices and micro-batches, an event gets the same mask.
         noise = event_noise(key, batch["_position"], self.detector.n_sensors)
-        bright = None
-        if self.model.time_mask_ratio_scale != 1:
-            bright = batch["npho"] > self.train.npho_threshold
-        hidden = hide_sensors(
-            maskable,
-            noise,
-            self.model.mask_ratio,
-            favored=bright,
-            favor=self.model.time_mask_ratio_scale,
-        )
-        return x, valid, hidden
+        bright = batch["npho"] > self.train.npho_threshold
+        maskable, favor = self.maskable(valid), self.model.time_mask_ratio_scale
+        return x, valid, hide_sensors(maskable, noise, self.model.mask_ratio, bright, favor)
+
+    def maskable(self, valid: Array) -> Array:
+        """Sensors that may be hidden, bool (b s)."""
+        return shared.is_maskable(valid, self.model.maskable)
+
+    def is_timed(self, batch: Batch, valid: Array) -> Array:
+        """Sensors whose time counts, bool (b s)."""
+        return shared.is_timed(batch, valid, self.train.npho_threshold)
 
     def reconstruct(
         self, params: Params, x: Array, valid: Array, hidden: Array, dropout: Key | None = None
     ) -> dict[str, Array]:
         """Runs the network on events with hidden sensors."""
-        t, npho = self.transform, self.model.fill_npho
-        fill = jnp.array([t.sentinel_npho if npho is None else npho, t.sentinel_time], x.dtype)
-        shown = jnp.where(hidden[..., None], fill, x)
-        unseen = hidden | ~valid[..., CHANNELS.index(self.model.maskable)]
+        shown = shared.conceal(self.transform, self.model.fill_npho, x, hidden)
+        unseen = hidden | ~self.maskable(valid)
         rngs = None if dropout is None else {"dropout": dropout}
         faces = self.net.apply({"params": params}, shown, unseen, dropout is None, rngs=rngs)
         return cast(dict[str, Array], faces)
@@ -177,7 +158,7 @@ class _Experiment:
         """Loss terms `{face}_{channel}`, each a sum with its own weight."""
         threshold = self.train.npho_threshold
         photons = jnp.where(valid[..., 0], batch["npho"], 0.0)
-        is_timed = valid[..., 1] & (photons > threshold)
+        is_timed = self.is_timed(batch, valid)
         channel_weight = {"npho": self.train.npho_weight, "time": self.train.time_weight}
         terms = {}
         for face in self.detector.faces:
@@ -222,13 +203,9 @@ class _Experiment:
 
     def counts(self, batch: Batch, valid: Array, hidden: Array, params: Params) -> Metrics:
         """How much was hidden, how much of it has a time to learn, and the learned balance."""
-        event = batch["weight"][:, None]
-        is_maskable = valid[..., CHANNELS.index(self.model.maskable)]
-        is_timed = valid[..., 1] & (batch["npho"] > self.train.npho_threshold)
-        counts = {
-            "actual_mask_ratio": Mean((hidden * event).sum(), (is_maskable * event).sum()),
-            "time_valid_ratio": mean_of(is_timed * 1.0, hidden * event),
-        }
+        timed = self.is_timed(batch, valid)
+        counts = shared.mask_counts(batch, self.maskable(valid), timed, hidden)
+        event = batch["weight"]
         if self.train.auto_channel_weight:
             for channel, s in zip(self.model.predict_channels, params[LOG_VARIANCES], strict=True):
                 counts[f"channel_logvar_{channel}"] = Mean(s * event.sum(), event.sum())
@@ -242,30 +219,11 @@ class _Experiment:
         metrics = self.counts(batch, valid, hidden, params)
         predicted, known = self.per_sensor(faces)
         counted = hidden & known & (batch["weight"][:, None] > 0)
-        photons = jnp.where(valid[..., 0], batch["npho"], 0.0)
-        is_timed = valid[..., 1] & (photons > self.train.npho_threshold)
-        for i, channel in enumerate(self.model.predict_channels):
-            w = (counted & is_timed if channel == "time" else counted).astype(jnp.float32)
-            error = jnp.where(w > 0, predicted[..., i] - x[..., i], 0.0)
-            for name, on in self._face_columns():
-                part = f"{name}{channel}"
-                metrics[f"mae_{part}"] = mean_of(jnp.abs(error) * on, w * on)
-                metrics[f"mse_{part}"] = mean_of(error**2 * on, w * on)
-                metrics[f"mean_{part}"] = mean_of(x[..., i] * on, w * on)
-                metrics[f"square_{part}"] = mean_of(x[..., i] ** 2 * on, w * on)
-        error = self.transform.npho_inverse(predicted[..., 0]) - photons
-        metrics["mae_photons"] = mean_of(jnp.abs(error), counted)
-        if "time" in self.model.predict_channels:
-            scale = self.transform.time_scale * 1e9
-            total, weight = metrics["mae_time"]
-            metrics["mae_time_ns"] = Mean(total * scale, weight)
+        timed, channels = self.is_timed(batch, valid), self.model.predict_channels
+        metrics |= shared.error_sums(
+            self.detector, self.transform, channels, predicted, batch, x, counted, timed
+        )
         return terms, metrics
-
-    def _face_columns(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Metric prefix and the sensors it is about: all of them, then face by face."""
-        yield "", np.ones(self.detector.n_sensors, np.float32)
-        for code, name in enumerate(FACES):
-            yield f"{name}_", (self.detector.sensor_face == code).astype(np.float32)
 
     def per_sensor(self, faces: Mapping[str, Array]) -> tuple[Array, np.ndarray]:
         """Predictions (b s f), normalized, and which sensors any face determines (s,)."""
@@ -281,55 +239,13 @@ class _Experiment:
         x, valid, hidden = self.hide(batch, jax.random.PRNGKey(0))
         dropout = None if key is None else dropout_key(key, batch)
         predicted, known = self.per_sensor(self.reconstruct(params, x, valid, hidden, dropout))
-        inverse: list[Callable] = [self.transform.npho_inverse, self.transform.time_inverse]
-        physical = [inverse[i](predicted[..., i]) for i in range(predicted.shape[-1])]
-        physical += [jnp.full_like(physical[0], jnp.nan)] * (2 - len(physical))
-        prediction = jnp.stack(physical, -1)
+        physical = shared.to_physical(self.transform, predicted)
+        unknown = jnp.full_like(physical[0], jnp.nan)
+        prediction = jnp.stack([*physical, unknown][:2], -1)
         prediction = jnp.where(known[:, None], prediction, jnp.nan)
         return {"prediction": prediction, "hidden": hidden, "valid": valid}
 
     def figures(self, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Any]]:
         """Draws truth, masked input, prediction and residual of each event."""
-        from xec_jax.plots.reconstruction import reconstruction_figure
-
-        for k in range(len(arrays["hidden"])):
-            npho = arrays["npho"][k]
-            truth = np.stack([npho, arrays["time"][k] if "time" in arrays else npho * np.nan], -1)
-            hidden = arrays["hidden"][k]
-            figure = reconstruction_figure(
-                self.detector,
-                truth=truth,
-                masked=np.where(hidden[:, None], np.nan, truth),
-                prediction=arrays["prediction"][k],
-                hidden=hidden,
-                valid=arrays["valid"][k],
-                run=int(arrays["run"][k]) if "run" in arrays else None,
-                event=int(arrays["event"][k]) if "event" in arrays else None,
-            )
-            yield f"reconstruction_{k}", figure
-
-
-def derive(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Computes what sums over events cannot carry: roots, explained variance, sums of terms.
-
-    `r2_*` is 1 - MSE / variance of the hidden sensors: 0 for predicting their mean, 1 for
-    perfect.
-    """
-    derived = dict(metrics)
-    for name in metrics:
-        kind, _, part = name.partition("_")
-        if kind == "mse":
-            mean, square = derived.pop(f"mean_{part}"), derived.pop(f"square_{part}")
-            derived[f"rmse_{part}"] = derived.pop(name) ** 0.5
-            derived[f"r2_{part}"] = 1 - metrics[name] / max(square - mean**2, 1e-12)
-    terms = {n: v for n, v in metrics.items() if n.startswith("loss_") and np.isfinite(v)}
-    faces = dict.fromkeys(name.split("_", 1)[1].rsplit("_", 1)[0] for name in terms)
-    for part in (*faces, *CHANNELS):
-        inside = [
-            value
-            for name, value in terms.items()
-            if name.endswith(f"_{part}") or name.startswith(f"loss_{part}_")
-        ]
-        if inside:
-            derived[f"loss_{part}"] = float(sum(inside))
-    return derived
+        title = "Reconstruction of hidden sensors"
+        return shared.figures(self.detector, arrays, "reconstruction", title)
