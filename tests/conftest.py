@@ -15,7 +15,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory):
     """Compiled programs and simulated samples, shared by all commands of a test run."""
-    folder = tmp_path_factory.mktemp("caches")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    folder = folder / "caches"
     return {
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "XEC_JAX_CACHE": str(folder / "samples"),
