@@ -299,9 +299,11 @@ def unused(kind: str, names: Iterable[str], template: Mapping[str, Any]) -> list
     """
 
     def is_unused(name: str) -> bool:
-        head = _find(name, RULES[kind])[0].split("/")[0]
-        is_idle = kind == "regressor" and head.startswith("head_") and head not in template
-        return is_idle or UNUSED.fullmatch(name) is not None
+        path = _find(name, RULES[kind])[0]
+        if not path:
+            return UNUSED.fullmatch(name) is not None
+        head = path.split("/")[0]
+        return kind == "regressor" and head.startswith("head_") and head not in template
 
     return [name for name in names if is_unused(name)]
 
