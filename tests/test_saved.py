@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from ml_collections import ConfigDict
 
 from xec_jax.errors import CheckpointError
 from xec_jax.train.loop import fit
@@ -22,10 +23,14 @@ RECORD = {
 }
 
 
+CONFIG = ConfigDict({"model": {"encoder_dim": 64, "dropout": 0.1}, "data": {}})
+
+
 def run_of(**modules):
     """A run whose modules hold one kernel each."""
     params = {name: {"kernel": np.full(shape, 7.0)} for name, shape in modules.items()}
-    return SavedRun(None, params, 12, True, {k: v for k, v in RECORD.items() if k != "other"})
+    record = {k: v for k, v in RECORD.items() if k != "other"}
+    return SavedRun(CONFIG, params, 12, True, record)
 
 
 def fresh(**modules):
@@ -34,7 +39,7 @@ def fresh(**modules):
 
 def test_shared_modules_are_taken_and_the_rest_stays_fresh():
     new = fresh(encoder=(3, 2), head_energy=(4,))
-    params, text = hand_over(run_of(encoder=(3, 2), decoder_us=(9,)), new, RECORD)
+    params, text = hand_over(run_of(encoder=(3, 2), decoder_us=(9,)), new, RECORD, CONFIG)
     assert (params["encoder"]["kernel"] == 7).all()
     assert (params["head_energy"]["kernel"] == 0).all()
     assert set(params) == set(new)
@@ -62,7 +67,7 @@ def test_shared_modules_are_taken_and_the_rest_stays_fresh():
 )
 def test_weights_that_do_not_fit(there, record, words):
     with pytest.raises(CheckpointError) as caught:
-        hand_over(run_of(**there), fresh(encoder=(3, 2)), record)
+        hand_over(run_of(**there), fresh(encoder=(3, 2)), record, CONFIG)
     for word in words:
         assert word in str(caught.value)
 
@@ -73,18 +78,39 @@ def test_a_head_whose_numbers_mean_something_else_stays_fresh():
     there.record["modules"] = {"head_energy": {"std": [1.0]}, "head_angle": {"std": [5.0]}}
     record = RECORD | {"modules": {"head_energy": {"std": (2.0,)}, "head_angle": {"std": (5.0,)}}}
     params, text = hand_over(
-        there, fresh(encoder=(3, 2), head_energy=(4,), head_angle=(2,)), record
+        there, fresh(encoder=(3, 2), head_energy=(4,), head_angle=(2,)), record, CONFIG
     )
     assert (params["head_energy"]["kernel"] == 0).all()
     assert (params["head_angle"]["kernel"] == 7).all()
     assert "fresh: head_energy" in text
 
 
+def test_the_keys_behind_a_misfit_are_named():
+    here = ConfigDict({"model": {"encoder_dim": 128, "dropout": 0.0, "new": 1}, "data": {}})
+    with pytest.raises(CheckpointError) as caught:
+        hand_over(run_of(encoder=(3, 4)), fresh(encoder=(3, 2)), RECORD, here)
+    assert "model.encoder_dim: 64 there, 128 here" in str(caught.value)
+    assert "dropout" not in str(caught.value)
+
+
+def test_photons_alone_go_on_from_photons_and_times():
+    there = run_of(encoder=(2, 2), head_us=(5, 2))
+    there.params["head_us"]["kernel"][:] = [1.0, 2.0]
+    there.record["channels"] = ["npho", "time"]
+    new = fresh(encoder=(2, 2), head_us=(5, 1))
+    params, _ = hand_over(there, new, RECORD | {"channels": ["npho"]}, CONFIG)
+    assert params["head_us"]["kernel"].shape == (5, 1)
+    assert (params["head_us"]["kernel"] == 1).all()
+    assert params["encoder"]["kernel"].shape == (2, 2)
+    with pytest.raises(CheckpointError, match=r"\(5, 2\) there, \(5, 1\) here"):
+        hand_over(there, new, RECORD | {"channels": ["time"]}, CONFIG)
+
+
 def test_a_missing_parameter_of_a_shared_module_is_an_error():
     new = fresh(encoder=(3, 2))
     new["encoder"]["bias"] = jnp.zeros(2)
     with pytest.raises(CheckpointError, match="encoder/bias: absent there"):
-        hand_over(run_of(encoder=(3, 2)), new, RECORD)
+        hand_over(run_of(encoder=(3, 2)), new, RECORD, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +138,7 @@ def test_a_run_is_read_without_its_config_file(finished):
 def test_no_run_and_no_such_step(finished, tmp_path):
     with pytest.raises(CheckpointError, match="no run folder"):
         load_run(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="has checkpoints at steps"):
+    with pytest.raises(CheckpointError, match="no checkpoint of step 3"):
         load_run(finished[0], step=3)
 
 

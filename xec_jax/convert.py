@@ -78,6 +78,7 @@ def print_config(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     translation = yaml_configs.translate(settings, kind, str(options.yaml))
     file = options.config or f"configs/{KINDS[kind]}.py"
     default = configs.flatten(configs.load(file))
+    configs.load(file, [*yaml_configs.arguments(translation.overrides), *overrides])  # checks
     config = configs.load(file, yaml_configs.arguments(translation.overrides))
     final = configs.flatten(config)
     idle = beside_switches_that_are_off(final) & set(translation.assumed)
@@ -219,7 +220,7 @@ def read_checkpoint(path: Path, *, ema: bool = True) -> Checkpoint:
         import torch
     except ImportError as error:
         raise ConfigError(
-            "reading .pth files needs PyTorch", remedy="pip install 'xec_jax[torch]'"
+            "reading .pth files needs PyTorch", remedy="pip install -e '.[torch]'"
         ) from error
     import numpy as np
 

@@ -176,7 +176,7 @@ def make_loss(
     if name not in LOSSES:
         nearest = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0)[0]
         raise ConfigError(
-            f"loss is {name!r}",
+            f"loss_fn is {name!r}",
             expected="one of " + ", ".join(LOSSES),
             remedy=f"did you mean {nearest!r}?",
         )

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
     files = resolve_paths(options.input)
     runs = [load_run(path, step=options.step, ema=not options.no_ema) for path in options.run]
-    tasks = _tasks(runs)
+    tasks = _tasks(options.run, runs)
     _check_members(options.run, tasks, [run.params for run in runs])
     data = runs[0].config.data.copy_and_resolve_references().unlock()
     data.tree_name = options.tree or data.tree_name
@@ -200,16 +200,23 @@ SPREADS = ("_std", "_sigma")
 log = logging.getLogger(__name__)
 
 
-def _tasks(runs: "Sequence[SavedRun]") -> "list[Task]":
+def _tasks(paths: Sequence[Path], runs: "Sequence[SavedRun]") -> "list[Task]":
     """Makes the runs' tasks; equal networks share one, and with it one compilation."""
     from xec_jax.tasks import base
 
     made: dict[str, Task] = {}
     tasks = []
-    for run in runs:
+    for path, run in zip(paths, runs, strict=True):
         plain = run.config.to_dict()
         same = json.dumps([plain[group] for group in ("task", "model", "data", "train")])
-        tasks.append(made.setdefault(same, base.make_task(run.config)))
+        try:
+            tasks.append(made.setdefault(same, base.make_task(run.config)))
+        except (AttributeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path}/config.json lacks a key: {str(error).splitlines()[0]}",
+                expected="a run of this version",
+                remedy="use the version that is named in its environment.json",
+            ) from error
     return tasks
 
 

@@ -102,7 +102,7 @@ def read(path: Path) -> Overrides:
         import yaml
     except ImportError as error:
         found = "reading YAML files needs the package pyyaml"
-        raise ConfigError(found, remedy="pip install 'xec_jax[torch]'") from error
+        raise ConfigError(found, remedy="pip install -e '.[torch]'") from error
     try:
         tree = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:

@@ -60,7 +60,14 @@ def numbers(value: Any) -> tuple[int, ...]:
     return tuple(whole(item) for item in value)
 
 
-def to(key: str, read: Callable[[Any], Any] = str) -> Entry:
+def text(value: Any) -> str:
+    """Reads a name; anything else, also nothing, is no name."""
+    if not isinstance(value, str):
+        raise ValueError("not a text")
+    return value
+
+
+def to(key: str, read: Callable[[Any], Any] = text) -> Entry:
     """The same thing under another name."""
     return lambda value: {key: read(value)}
 

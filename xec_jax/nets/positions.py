@@ -26,7 +26,7 @@ def check_position(name: str) -> None:
     if name not in POSITIONS:
         nearest = difflib.get_close_matches(name, POSITIONS, n=1, cutoff=0)[0]
         raise ConfigError(
-            f"position code is {name!r}",
+            f"position is {name!r}",
             expected="one of " + ", ".join(POSITIONS),
             remedy=f"did you mean {nearest!r}?",
         )

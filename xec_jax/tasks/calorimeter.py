@@ -1,5 +1,7 @@
 """What the experiments on the calorimeter share: detector, input transform, encoder, events."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,15 +24,29 @@ SPLITS = ("normalized", "raw")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+@contextlib.contextmanager
+def named(prefix: str) -> Iterator[None]:
+    """Puts the group before the name of a value that is refused, so that it reads as a key."""
+    try:
+        yield
+    except ConfigError as error:
+        found = prefix + error.found.replace("outer_pool is", "outer_fine_pool is")
+        raise ConfigError(found, expected=error.expected, remedy=error.remedy) from error
+
+
 def detector_of(config: ConfigDict) -> Detector:
     """Builds the detector that the `model` group asks for."""
     model = config.model
-    return make_detector(model.geometry, model.outer_mode, model.outer_fine_pool, model.outer_mask)
+    with named("model."):
+        return make_detector(
+            model.geometry, model.outer_mode, model.outer_fine_pool, model.outer_mask
+        )
 
 
 def transform_of(config: ConfigDict) -> SensorTransform:
     """Builds the input transform that the `data` group asks for."""
-    return SensorTransform(**config.data.normalization.to_dict())
+    with named("data."):
+        return SensorTransform(**config.data.normalization.to_dict())
 
 
 def augmentation_of(config: ConfigDict) -> Augmentation:
@@ -38,7 +54,8 @@ def augmentation_of(config: ConfigDict) -> Augmentation:
 
     A task applies it first thing in its loss, and nowhere else.
     """
-    return Augmentation(**config.data.augment.to_dict())
+    with named("data."):
+        return Augmentation(**config.data.augment.to_dict())
 
 
 def view_of(config: ConfigDict) -> dict[str, Any]:
@@ -98,7 +115,14 @@ def check(config: ConfigDict) -> None:
     for key in ("dropout", "drop_path_rate"):
         if not 0 <= (rate := config.model[key]) < 1:
             raise ConfigError(f"model.{key} is {rate}", expected="a share in [0, 1)")
-    check_position(config.model.position)
+    with named("model."):
+        check_position(config.model.position)
+    dim, heads = config.model.encoder_dim, config.model.num_heads
+    if dim % 32 or dim % heads:
+        raise ConfigError(
+            f"model.encoder_dim is {dim} with model.num_heads {heads}",
+            expected="a multiple of 32 and of the number of heads",
+        )
     if config.model.outer_split not in SPLITS:
         found = f"model.outer_split is {config.model.outer_split!r}"
         raise ConfigError(found, expected=" or ".join(SPLITS))
@@ -118,6 +142,9 @@ def check_channels(config: ConfigDict) -> None:
         ConfigError: Other channels than npho and time, times without a branch, or a threshold in
             another unit than the photons.
     """
+    if not config.train.npho_threshold >= 0:
+        found = f"train.npho_threshold is {config.train.npho_threshold}"
+        raise ConfigError(found, expected="0 or a positive number of photons")
     if "relative" in config.data.npho_branch and config.train.npho_threshold > 1:
         raise ConfigError(
             f"train.npho_threshold is {config.train.npho_threshold} photons, but "

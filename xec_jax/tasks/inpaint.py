@@ -170,7 +170,7 @@ def make_task(config: ConfigDict) -> Task:
         preview=experiment.preview,
         figures=experiment.figures,
         units=shared.UNITS,
-        record=record_of(config),
+        record=record_of(config) | {"channels": list(config.model.predict_channels)},
         frozen=("^encoder/",) if config.model.freeze_encoder else (),
     )
 

@@ -86,7 +86,7 @@ def make_task(config: ConfigDict) -> Task:
         predict=experiment.predict,
         figures=experiment.figures,
         units=shared.UNITS,
-        record=record_of(config),
+        record=record_of(config) | {"channels": list(config.model.predict_channels)},
     )
 
 

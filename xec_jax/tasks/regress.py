@@ -74,7 +74,8 @@ def _target(config: ConfigDict, name: str) -> Target:
         std=tuple(affine.get("std") or ()),
         in_std=config.train.loss_units == "std",
     )
-    _ = target.pointwise  # an unknown loss
+    with calorimeter.named(f"{where}."):
+        _ = target.pointwise  # an unknown loss
     loss, balance = f"{where}.loss_fn is {task.loss_fn!r}", config.train.loss_balance
     relative = "relative" in config.data.npho_branch and not config.data.allow_relative_energy
     numbers = {len(target.mean), len(target.std)}
@@ -304,10 +305,11 @@ def _truth(config: ConfigDict, targets: Sequence[Target], path: Any) -> dict[str
         needs = [t.name for t in targets if any(repr(b) in error.found for b in t.branches)]
         if not needs:
             raise
+        names = " and ".join(f"train.tasks.{name}" for name in needs)
         raise DataError(
-            f"{error.found}, which train.tasks.{needs[0]} needs",
+            f"{error.found}, for {names}",
             expected=error.expected,
-            remedy=f"{error.remedy}; or train.tasks.{needs[0]}.enabled=false",
+            remedy=f"{error.remedy}; or switch off what needs it, {names}: enabled=false",
         ) from error
     return {target.name: _checked(target, arrays, config.data, path) for target in targets}
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from xec_jax.config import from_json
+from xec_jax.config import flatten, from_json
 from xec_jax.errors import CheckpointError
 from xec_jax.tasks.base import Task
 from xec_jax.train.checkpoint import Checkpoints
@@ -63,8 +63,11 @@ def load_run(workdir: Path, *, step: int | None = None, ema: bool = True) -> Sav
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps
         if not steps or (step is not None and step not in steps):
-            found = f"{workdir} has checkpoints at steps {steps or 'none'}"
-            raise CheckpointError(found, expected="at least one" if step is None else str(step))
+            wanted = "" if step is None else f" of step {step}"
+            raise CheckpointError(
+                f"{workdir} has no checkpoint{wanted}",
+                expected="one of " + (", ".join(map(str, steps)) or "them; there is none at all"),
+            )
         if step is None:
             best = checkpoints.best_step
             step = steps[-1] if best is None else best
@@ -100,18 +103,22 @@ def write_run(
         checkpoints.wait()
 
 
-def hand_over(run: SavedRun, fresh: Params, record: Mapping[str, Any]) -> tuple[Params, str]:
+def hand_over(
+    run: SavedRun, fresh: Params, record: Mapping[str, Any], config: ConfigDict
+) -> tuple[Params, str]:
     """Replaces fresh parameters by those of another run, module by module.
 
     A module (the first part of a parameter's path: `encoder`, `head_energy`) that both networks
     have is taken over and must fit in every shape; modules that only the new network has stay
     fresh, those that only the other one has are left behind. A head whose numbers mean something
-    else there (`record["modules"]`: another loss, another scale) stays fresh, too.
+    else there (`record["modules"]`: another loss, another scale) stays fresh, too. Where only the
+    first of two channels is predicted now (`record["channels"]`), the outputs for it are taken.
 
     Args:
         run: Where the weights come from.
         fresh: Initial parameters of the new network.
         record: Facts of the new task, compared with those of the run.
+        config: Resolved config of the new task, to name what differs.
 
     Returns:
         The parameters, and a sentence that says what was taken.
@@ -131,13 +138,21 @@ def hand_over(run: SavedRun, fresh: Params, record: Mapping[str, Any]) -> tuple[
     meaning = [r.get("modules", {}) for r in (there, here)]
     same = [name for name in fresh if meaning[0].get(name) == meaning[1].get(name)]
     shared = [name for name in same if name in run.params]
+    channels = [list(facts.get("channels", ())) for facts in (there, here)]
+    taken = {name: jax.tree.map(jnp.asarray, run.params[name]) for name in shared}
+    if len(channels[1]) < len(channels[0]) and channels[0][: len(channels[1])] == channels[1]:
+        taken = {
+            n: _first_outputs(values, fresh[n], *map(len, channels)) for n, values in taken.items()
+        }
     for name in shared:
-        old, new = _shapes({name: run.params[name]}), _shapes({name: fresh[name]})
+        old, new = _shapes({name: taken[name]}), _shapes({name: fresh[name]})
         differing += [
             f"{path}: {old.get(path, 'absent')} there, {new.get(path, 'absent')} here"
             for path in sorted(old | new)
             if old.get(path) != new.get(path)
         ]
+    if keys := _different_keys(run.config, config) if differing else []:
+        differing = keys
     if differing:
         more = [f"and {len(differing) - 8} more"] if len(differing) > 8 else []
         raise CheckpointError(
@@ -152,7 +167,6 @@ def hand_over(run: SavedRun, fresh: Params, record: Mapping[str, Any]) -> tuple[
             f"nothing to start from: that run has {', '.join(run.params)}",
             expected=f"one of {', '.join(fresh)}",
         )
-    taken = {name: jax.tree.map(jnp.asarray, run.params[name]) for name in shared}
     average = "moving average" if run.is_average else "parameters"
     left = [name for name in run.params if name not in shared]
     news = [name for name in fresh if name not in shared]
@@ -161,6 +175,29 @@ def hand_over(run: SavedRun, fresh: Params, record: Mapping[str, Any]) -> tuple[
     text += f"; fresh: {', '.join(news)}" if news else ""
     text += f"; left behind: {', '.join(left)}" if left else ""
     return {**fresh, **taken}, text
+
+
+def _first_outputs(values: Params, fresh: Params, n_old: int, n_new: int) -> Params:
+    """Keeps the outputs for the first channels, wherever a parameter has one for each channel."""
+
+    def fit(old: jax.Array, new: jax.Array) -> jax.Array:
+        is_output = (*old.shape[:-1], n_new) == new.shape and old.shape[-1:] == (n_old,)
+        return old[..., :n_new] if is_output and old.shape != new.shape else old
+
+    same = _shapes(values).keys() == _shapes(fresh).keys()
+    return jax.tree.map(fit, values, fresh) if same else values
+
+
+def _different_keys(there: ConfigDict, here: ConfigDict) -> list[str]:
+    """Lists the keys behind other shapes or inputs, as far as both configs have them."""
+    old, new = flatten(there), flatten(here)
+    kinds = ("model.", "data.normalization.", "data.npho_branch", "data.time_branch")
+    harmless = ("dropout", "drop_path", "affine", "mask_", "maskable", "freeze", "heads")
+    return [
+        f"{key}: {old[key]!r} there, {new[key]!r} here"
+        for key in sorted(old.keys() & new.keys())
+        if key.startswith(kinds) and old[key] != new[key] and not any(h in key for h in harmless)
+    ]
 
 
 def _plain(value: Any) -> Any:

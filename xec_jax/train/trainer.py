@@ -103,7 +103,7 @@ class Trainer:
             CheckpointError: The weights do not fit.
         """
         state = self.fresh_state()
-        params, text = hand_over(run, state.params, self.task.record)
+        params, text = hand_over(run, state.params, self.task.record, self.config)
         with_ema = state.ema is not None
 
         def build(params: Params) -> TrainState:
