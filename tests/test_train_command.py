@@ -71,7 +71,7 @@ def test_trains_on_a_file_of_somebody_else(undisturbed):
     workdir, out, err = undisturbed
     assert "40 training events" in out
     assert "608,202 parameters" in out
-    assert "training and validation events are the same" in out
+    assert "training and validation share events" in out
     assert "Traceback" not in err
     records = read_jsonl(workdir / "metrics.jsonl")
     assert [r["step"] for r in records if r["split"] == "valid"] == [5, 10, 15, 20]

@@ -305,11 +305,11 @@ def _truth(config: ConfigDict, targets: Sequence[Target], path: Any) -> dict[str
         needs = [t.name for t in targets if any(repr(b) in error.found for b in t.branches)]
         if not needs:
             raise
-        names = " and ".join(f"train.tasks.{name}" for name in needs)
+        off = " and ".join(f"train.tasks.{name}.enabled=false" for name in needs)
         raise DataError(
-            f"{error.found}, for {names}",
+            f"{error.found}, for train.tasks.{', '.join(needs)}",
             expected=error.expected,
-            remedy=f"{error.remedy}; or switch off what needs it, {names}: enabled=false",
+            remedy=f"{error.remedy}; or {off}",
         ) from error
     return {target.name: _checked(target, arrays, config.data, path) for target in targets}
 
