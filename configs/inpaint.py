@@ -71,6 +71,8 @@ def get_config(variant: str = "default") -> ConfigDict:
         c.model.outer_fine_pool = (3, 3)
         c.model.head_dim = 16
         c.model.hex_head_dim = 16
+        c.data.demo.events = 32
+        c.data.demo.valid_events = 16
     elif variant == "gh200":
         defaults.enlarge(c)
     elif variant != "default":

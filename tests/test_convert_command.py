@@ -164,7 +164,7 @@ def test_autoencoders_and_their_encoders(autoencoder, tmp_path, capsys):
     encoder = load_run(tmp_path / "e")
     assert set(encoder.params) == {"encoder"}
     fresh = {"encoder": encoder.params["encoder"], "head_angle": {"kernel": np.zeros(3)}}
-    taken, _ = hand_over(encoder, fresh, encoder.record)
+    taken, _ = hand_over(encoder, fresh, encoder.record, encoder.config)
     jax.tree.map(np.testing.assert_array_equal, taken["encoder"], run.params["encoder"])
 
 
@@ -425,7 +425,7 @@ def test_files_that_are_no_checkpoints(net, tmp_path):
 
 def test_without_pytorch_the_message_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ConfigError, match=r"pip install 'xec_jax\[torch\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[torch\]'"):
         read_checkpoint(tmp_path / "a.pth")
 
 
