@@ -151,9 +151,8 @@ def hand_over(
             for path in sorted(old | new)
             if old.get(path) != new.get(path)
         ]
-    if keys := _different_keys(run.config, config) if differing else []:
-        differing = keys
     if differing:
+        differing = _different_keys(run.config, config) + differing
         more = [f"and {len(differing) - 8} more"] if len(differing) > 8 else []
         raise CheckpointError(
             "the weights to start from belong to another network:\n    "
