@@ -25,6 +25,15 @@ from ml_collections.config_dict import placeholder
 
 from xec_jax import defaults
 
+SEARCH = {  # python -m xec_jax.sweep
+    "default": {
+        "optim.lr": ("log", 1e-5, 3e-3, 4),
+        "model.head_dim": ("choice", 32, 64, 128),
+        "model.dropout": ("uniform", 0.0, 0.3, 3),
+        "optim.weight_decay": ("choice", 0.0, 1e-5, 1e-4, 1e-3),
+    },
+}
+
 
 def get_config(variant: str = "default") -> ConfigDict:
     """Returns the configuration of a variant."""
@@ -64,6 +73,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     c.train.npho_loss_weight.enabled = False  # weight photons by (photons + 1)^alpha
     c.train.npho_loss_weight.alpha = 0.5
 
+    c.log.experiment = "inpainting"
     c.log.show = ("r2_npho", "mae_photons", "mae_photons_neighbors", "rel_mae")
 
     if variant == "tiny":

@@ -20,6 +20,21 @@ from ml_collections.config_dict import placeholder
 
 from xec_jax import defaults
 
+SEARCH = {  # python -m xec_jax.sweep
+    "default": {
+        "optim.lr": ("log", 1e-5, 1e-2, 4),
+        "optim.weight_decay": ("choice", 0.0, 1e-5, 5e-5, 1e-3),
+        "model.dropout": ("uniform", 0.0, 0.3, 3),
+        "model.num_fusion_layers": ("int", 1, 4),
+    },
+    "size": {
+        "optim.lr": ("log", 1e-5, 1e-2, 4),
+        "model.encoder_dim": ("choice", 256, 512, 1024),
+        "model.num_fusion_layers": ("int", 1, 4),
+        "model.decoder_dim": ("choice", 32, 64, 128, 256),
+    },
+}
+
 
 def get_config(variant: str = "default") -> ConfigDict:
     """Returns the configuration of a variant."""
@@ -50,6 +65,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     c.train.npho_loss_weight.enabled = False  # weight photons by (photons + 1)^alpha
     c.train.npho_loss_weight.alpha = 0.5
 
+    c.log.experiment = "mae_pretraining"
     c.log.show = ("r2_npho", "r2_time", "mae_photons", "mae_time_ns")
 
     if variant == "tiny":

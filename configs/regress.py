@@ -27,6 +27,20 @@ from xec_jax.targets import QUANTITIES
 LOSSES = {"energy": "l1", "timing": "l1", "uvwFI": "mse", "angleVec": "angular"}
 BINS = {"angle": (20, 20), "energy": 30, "timing": 30, "uvwFI": (10, 10)}
 
+SEARCH = {  # python -m xec_jax.sweep
+    "default": {
+        "optim.lr": ("log", 1e-5, 3e-3, 4),
+        "optim.weight_decay": ("choice", 0.0, 1e-5, 1e-4, 1e-3),
+        "model.head_dropout": ("uniform", 0.0, 0.4, 3),
+        "model.hidden_dim": ("choice", 128, 256, 512),
+    },
+    "weights": {  # they scale the loss: give --metric a resolution to compare
+        "train.tasks.energy.weight": ("log", 0.1, 10.0, 3),
+        "train.tasks.timing.weight": ("log", 0.1, 10.0, 3),
+        "train.tasks.uvwFI.weight": ("log", 0.1, 10.0, 3),
+    },
+}
+
 
 def get_config(variant: str = "default") -> ConfigDict:
     """Returns the configuration of a variant."""
@@ -82,6 +96,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     c.optim.ema_decay = 0.999
 
     c.eval.figure_events = 256
+    c.log.experiment = "gamma_regression"
     c.log.show = (
         "angle_resolution_68pct",
         "energy_rel_res_68pct",

@@ -30,6 +30,10 @@ LEVELS = {
     "torch_weights": 3.5,
     "train": 4,
     **dict.fromkeys(["snpe", "export", "predict", "evaluate", "convert", "simulate"], 5),
+    "search": 5,
+    "sweep": 5.5,
+    "registry": 5,
+    "runs": 5.5,
 }
 HEAVY = {  # module -> the only files that may import it at all
     "distrax": {"nets/flows.py", "nets/cvae.py"},
@@ -39,6 +43,10 @@ HEAVY = {  # module -> the only files that may import it at all
     "uproot": {"data/root_file.py", "data/root_writer.py"},
     "torch": {"convert.py"},
     "yaml": {"yaml_configs.py"},
+    "optuna": {"search/study.py"},
+    "mlflow": {"train/trackers/mlflow_writer.py"},
+    "tensorboard": {"train/trackers/tensorboard_writer.py"},
+    "wandb": {"train/trackers/wandb_writer.py"},
 }
 FORBIDDEN = {"pickle", "dill", "joblib", "cloudpickle", "marshal", "shelve"}
 
@@ -163,7 +171,7 @@ def test_files_stay_readable():
     assert len((PACKAGE / "train" / "loop.py").read_text().splitlines()) <= 250
 
 
-@pytest.mark.parametrize("command", ["train", "simulate", "predict", "convert"])
+@pytest.mark.parametrize("command", ["train", "simulate", "predict", "convert", "sweep", "runs"])
 def test_help_does_not_pay_for_jax(command):
     script = (
         "import runpy, sys\n"

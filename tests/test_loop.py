@@ -101,7 +101,7 @@ def test_other_device_counts_continue_the_run(tmp_path):
     stop = StopFlag()
     with pytest.raises(Preempted):
         train(tmp_path / "cut", hooks=[StopAfter(stop, 7)], stop=stop)
-    config = toy.config(devices=4, parallel="pmap")
+    config = toy.config(mesh={"data": 4}, parallel="pmap")
     config.data.batch_size = 2  # per device: the same 8 events per step
     resumed = train(tmp_path / "cut", config)
     whole = train(tmp_path / "whole")
@@ -141,11 +141,11 @@ def test_validation_does_not_depend_on_the_batch_size():
     source, valid = toy.sources()
     params, losses = None, []
     for size, devices in ((8, 1), (3, 1), (2, 4)):
-        config = toy.config(devices=devices)
+        config = toy.config(mesh={"data": devices})
         config.data.batch_size = size
         trainer = Trainer(toy.task(), config, source)
         params = trainer.fresh_state().params if params is None else jax.device_get(params)
-        losses.append(trainer.validate(params, valid, None)["valid"])
+        losses.append(trainer.validate(params, valid)["valid"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0] == pytest.approx(losses[2], rel=1e-5)
 
@@ -208,7 +208,7 @@ def test_damaged_newest_checkpoint_falls_back(tmp_path, caplog):
         path.write_bytes(path.read_bytes()[:10])
     with Checkpoints(folder) as checkpoints:
         trainer = Trainer(toy.task(), toy.config(), toy.sources()[0])
-        state = checkpoints.restore(trainer.state_shapes(), replicated(make_mesh(1)))
+        state = checkpoints.restore(trainer.state_shapes, replicated(make_mesh(1)))
     assert int(state.step) == steps[-2]
     assert f"step {steps[-1]}" in caplog.text
     assert (folder / f"{steps[-1]}.corrupt").is_dir(), "kept, but out of the way"
@@ -229,7 +229,7 @@ def test_saving_while_training_goes_on_is_consistent(tmp_path):
     trainer = Trainer(toy.task(), toy.config(), toy.sources()[0])
     with Checkpoints(tmp_path / "run" / "checkpoints", read_only=True) as checkpoints:
         for step, params in copies.items():
-            state = checkpoints.restore(trainer.state_shapes(), replicated(make_mesh(1)), step)
+            state = checkpoints.restore(trainer.state_shapes, replicated(make_mesh(1)), step)
             assert same(state.ema, params)
 
 

@@ -168,7 +168,7 @@ def bad_files(tmp_path_factory, foreign):
         ("train.loss_fn=smooth_l2", ["smooth_l1"]),
         ("train.precision=float16", ["bfloat16"]),
         ("train.parallel=ddp", ["jit or pmap"]),
-        ("train.devices=99", ["99"]),
+        ("train.mesh.data=99", ["99"]),
         ("optim.lr_scheduler=cosin", ["cosine"]),
         ("data.normalization.npho_scheme=log", ["log1p"]),
         ("optim.learning_rate=1", ["learning_rate", "optim.lr"]),

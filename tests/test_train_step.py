@@ -8,8 +8,10 @@ import pytest
 import toy
 
 from xec_jax import config as configs
+from xec_jax.data.arrays import ArraySource
 from xec_jax.losses import ratio
 from xec_jax.tasks.base import example_batch, make_task
+from xec_jax.train.evaluate import evaluate
 from xec_jax.train.mesh import batch_putter, make_mesh, replicated
 from xec_jax.train.step import Tally, init_state, make_eval_step, make_train_step
 from xec_jax.types import Mean
@@ -164,6 +166,38 @@ def test_ema_against_a_plain_loop():
     np.testing.assert_allclose(state.ema["kernel"], average, rtol=1e-5)
 
 
+def test_warm_average_follows_quickly_at_first():
+    task, batch = toy.task(), toy_batch()
+    params = task.init(jax.random.PRNGKey(0), None)
+    average = None
+    for done in range(5):
+        options = {"ema_decay": 0.25, "ema_warmup": True}
+        state, _ = run(task, batch, params, optax.sgd(0.1), (1, "jit", 1), done + 1, **options)
+        decay = min(0.25, (1 + done) / (10 + done))
+        kernel = state.params["kernel"]
+        average = kernel if average is None else decay * average + (1 - decay) * kernel
+    np.testing.assert_allclose(state.ema["kernel"], average, rtol=1e-5)
+
+
+def test_optimizer_is_told_step_and_plateau():
+    def update(grads, state, params=None, *, step, plateau, **extra):
+        rate = 0.1 * plateau * (step + 1)
+        return jax.tree.map(lambda g: -rate * g, grads), state
+
+    tx = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    task, batch = toy.task(), toy_batch()
+    params = task.init(jax.random.PRNGKey(0), None)
+    step = make_train_step(task.loss, tx, mesh=make_mesh(1))
+    moved = []
+    for plateau in (1.0, 0.0):
+        start = init_state(jax.tree.map(jnp.copy, params), tx, seed=1, with_ema=False)
+        state, _ = step(start.replace(plateau=jnp.float32(plateau)), batch)
+        assert float(state.plateau) == plateau
+        moved.append(worst(params, state.params))
+    assert moved[0] > 0
+    assert moved[1] == 0
+
+
 def test_term_without_any_event_contributes_nothing():
     task, batch = toy.task(), toy_batch()
     batch["x"][:, 0] = -1.0  # nothing is bright
@@ -187,6 +221,27 @@ def test_evaluation_sums_terms(n_devices, mode):
     assert means["loss"] == pytest.approx(sum(by_hand.values()), rel=1e-5)
     assert means["loss_bright"] == pytest.approx(by_hand["bright"], rel=1e-5)
     assert means["chosen"] == pytest.approx(float(metrics["chosen"].total / 11), rel=1e-5)
+
+
+@pytest.mark.parametrize("cut", [(1, "jit"), (4, "jit"), (4, "pmap"), (3, "jit")])
+@pytest.mark.parametrize("size", [12, 24])
+def test_metrics_do_not_depend_on_batches_that_do_not_divide(cut, size):
+    """1 to 25 events in batches of 12 or 24: what is padded must not count."""
+    task, (n_devices, mode) = toy.task(), cut
+    params = task.init(jax.random.PRNGKey(0), None)
+    mesh, key = make_mesh(n_devices), jax.random.PRNGKey(9)
+    step = make_eval_step(task.evaluate, mesh=mesh, mode=mode)
+    put = batch_putter(mesh, mode)
+    keys = frozenset({"x", "weight", "_position", "_step"})
+    for n in (1, 2, 11, 12, 13, 25):
+        batch = toy_batch(n, np.ones(n, np.float32)) | {"_position": np.arange(n, dtype=np.int32)}
+        found = evaluate(
+            step, params, ArraySource({"x": batch["x"]}), size=size, put=put, keys=keys, key=key
+        )
+        terms, metrics = task.loss(params, batch, key)
+        assert found == pytest.approx(
+            Tally.means([Tally.pack(metrics, terms)]), rel=1e-5, nan_ok=True
+        )
 
 
 def test_nan_that_counted_stays_nan():

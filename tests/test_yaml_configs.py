@@ -5,9 +5,10 @@ import shlex
 import pytest
 
 from xec_jax import config as configs
-from xec_jax import yaml_configs
+from xec_jax import yaml_configs, yaml_tables
 from xec_jax.convert import main
 from xec_jax.errors import ConfigError
+from xec_jax.train import schedules
 from xec_jax.yaml_tables import (
     COMMON,
     DEFAULTS,
@@ -235,7 +236,7 @@ ROWS = {
         ("checkpoint.new_mlflow_run", True, None),
         ("mlflow.experiment", "gamma", None),
         ("mlflow.run_name", "mine", None),
-        ("distributed.num_gpus", 4, {"train.devices": 4}),
+        ("distributed.num_gpus", 4, {"train.mesh.data": 4}),
     ],
     "regressor": [
         ("model.hidden_dim", 128, {"model.hidden_dim": 128}),
@@ -246,13 +247,17 @@ ROWS = {
             for key, value in FORMS.items()
         ),
         ("training.use_scheduler", False, {"optim.lr_scheduler": "none"}),
-        ("training.lr_scheduler", "onecycle", None),
-        ("training.max_lr", 1e-3, None),
-        ("training.pct_start", 0.3, None),
-        ("training.lr_patience", 5, None),
-        ("training.lr_factor", 0.5, None),
-        ("training.lr_restart_period", 10, None),
-        ("training.lr_restart_mult", 2, None),
+        ("training.lr_scheduler", "onecycle", {"optim.lr_scheduler": "onecycle"}),
+        ("training.lr_scheduler", "plateau", {"optim.lr_scheduler": "plateau"}),
+        ("training.lr_scheduler", "cosine_restarts", {"optim.lr_scheduler": "cosine_restarts"}),
+        ("training.lr_scheduler", "linear", None),
+        ("training.max_lr", "1e-3", {"optim.max_lr": 1e-3}),
+        ("training.max_lr", None, {"optim.max_lr": None}),
+        ("training.pct_start", 0.4, {"optim.pct_start": 0.4}),
+        ("training.lr_patience", 6, {"optim.lr_patience": 6}),
+        ("training.lr_factor", 0.2, {"optim.lr_factor": 0.2}),
+        ("training.lr_restart_period", 11, {"optim.lr_restart_period": 11}),
+        ("training.lr_restart_mult", 3, {"optim.lr_restart_mult": 3}),
         ("training.channel_dropout_rate", 0.3, {"data.augment.channel_dropout": 0.3}),
         ("training.ema_decay", None, {"optim.ema_decay": 0.0}),
         ("loss_balance", "auto", {"train.loss_balance": "auto"}),
@@ -368,6 +373,27 @@ def test_every_key_is_among_the_rows():
             assert set(defaults(kind, is_later=is_later)) <= set(table)
             assert set(shipped(kind, is_later=is_later)) <= set(table)
         assert set(DEFAULTS[kind]) <= set(table)
+
+
+def test_every_schedule_is_known():
+    assert yaml_tables.SCHEDULERS == schedules.SCHEDULERS
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("max_lr", 0, "not above 0"),
+        ("pct_start", 1.0, "not between 0 and 1"),
+        ("lr_factor", 1.5, "not between 0 and 1"),
+        ("lr_patience", -1, "less than 0"),
+        ("lr_patience", 2.5, "not a whole number"),
+        ("lr_restart_period", 0, "less than 1"),
+        ("lr_restart_mult", 0, "less than 1"),
+    ],
+)
+def test_values_of_schedules_are_checked(key, value, message):
+    with pytest.raises(ConfigError, match=rf"training.{key} in YAML is {value}: {message}"):
+        yaml_configs.translate({f"training.{key}": value}, "regressor")
 
 
 def test_newer_keys_are_known_for_each_program():

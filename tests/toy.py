@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from xec_jax import defaults
 from xec_jax.data.arrays import ArraySource
 from xec_jax.tasks.base import Task
 from xec_jax.types import Mean
@@ -16,16 +17,19 @@ SPEC = {"x": ((3,), np.dtype(np.float32))}
 def config(**train) -> ConfigDict:
     """A complete config of the engine's keys."""
     c = ConfigDict({"task": "toy", "seed": 3})
-    c.data = ConfigDict({"batch_size": 8, "prefetch_factor": 2})
+    shared = defaults.calorimeter()
+    c.data = ConfigDict({"batch_size": 8, "prefetch_factor": 2, "timeout_s": 60.0})
     c.model, c.export = ConfigDict(), ConfigDict()
-    c.optim = ConfigDict({"lr": 5e-2, "lr_scheduler": "cosine", "lr_min": 1e-5})
-    c.optim.update({"lr_per_step": False, "warmup_epochs": 1, "weight_decay": 1e-2})
+    c.optim = shared.optim
+    c.optim.update({"lr": 5e-2, "lr_scheduler": "cosine", "lr_min": 1e-5})
+    c.optim.update({"warmup_epochs": 1.0, "weight_decay": 1e-2})
     c.optim.update({"no_decay": ("bias",), "grad_clip": 1.0, "ema_decay": 0.9})
-    c.train = ConfigDict({"epochs": 4, "max_steps": 0, "grad_accum_steps": 1, "devices": 1})
-    c.train.update({"parallel": "jit", "skip_nonfinite": True, "max_skipped_in_row": 3})
-    c.train.update({"save_every": 3, "keep_last": 2, "keep_best": 1})
-    c.eval = ConfigDict({"every_epochs": 1, "seed": 0})
-    c.log = ConfigDict({"every": 2})
+    c.train = shared.train
+    c.train.update({"epochs": 4, "max_skipped_in_row": 3, "save_every": 3})
+    c.train.mesh.data = 1
+    c.eval = ConfigDict({"every_epochs": 1, "seed": 0, "figure_events": 0})
+    c.log = shared.log
+    c.log.every = 2
     c.train.update(train)
     return c
 

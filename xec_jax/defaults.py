@@ -17,14 +17,24 @@ def calorimeter() -> ConfigDict:
 
     c.optim = ConfigDict()
     c.optim.lr = 1e-4
-    c.optim.lr_scheduler = placeholder(str)  # None (constant) or cosine
-    c.optim.lr_min = 1e-6
+    c.optim.lr_scheduler = placeholder(str)  # None (constant), cosine, onecycle, plateau,
+    c.optim.lr_min = 1e-6  # or cosine_restarts; all but onecycle end or stop at lr_min
     c.optim.lr_per_step = False
     c.optim.warmup_epochs = 0.0
+    c.optim.max_lr = placeholder(float)  # onecycle: the peak; None: lr
+    c.optim.pct_start = 0.3  # onecycle: share of the run that rises
+    c.optim.lr_patience = 5  # plateau: validations without improvement before
+    c.optim.lr_factor = 0.5  # the rate is multiplied by this
+    c.optim.lr_restart_period = 10  # cosine_restarts: epochs of the first period;
+    c.optim.lr_restart_mult = 2  # each is this many times as long as the one before
     c.optim.weight_decay = 1e-4
     c.optim.no_decay = ()  # regular expressions on parameter paths
+    c.optim.frozen = ()  # regular expressions: parameters that stay as they are
+    c.optim.lr_scale = ()  # (regular expression, factor) pairs: other rates for parts
+    c.optim.amsgrad = False
     c.optim.grad_clip = 1.0  # global norm; 0 disables
     c.optim.ema_decay = placeholder(float)
+    c.optim.ema_warmup = False  # start with min(ema_decay, (1 + t)/(10 + t))
 
     c.train = ConfigDict()
     c.train.epochs = 20
@@ -32,11 +42,18 @@ def calorimeter() -> ConfigDict:
     c.train.grad_accum_steps = 1
     c.train.init_from = placeholder(str)  # run folder whose weights to start from
     c.train.precision = "float32"  # or bfloat16: parameters, norms and losses stay float32
+    c.train.matmul_precision = "default"  # or high, highest: of float32 products on GPUs
     c.train.parallel = "jit"  # or pmap
-    c.train.devices = 0  # 0: all
+    c.train.mesh = ConfigDict()
+    c.train.mesh.data = 0  # devices that share the events of a step; 0: all
+    c.train.mesh.model = 1  # devices that share the parameters (with jit)
+    c.train.auto_batch = False  # out of memory: half the batch, twice the accumulation
+    c.train.compilation_cache = True
     c.train.skip_nonfinite = True
     c.train.max_skipped_in_row = 50
+    c.train.max_skipped_share = 0.01  # of the steps of an epoch, if more than that
     c.train.save_every = 500  # steps; a checkpoint is also made after every validation
+    c.train.save_minutes = 0.0  # also after this long without one; 0: never
     c.train.keep_last = 2
     c.train.keep_best = 1
     c.train.loss_fn = "smooth_l1"
@@ -51,6 +68,10 @@ def calorimeter() -> ConfigDict:
     c.log = ConfigDict()
     c.log.every = 10  # steps
     c.log.show = ()  # metrics on the console, besides the loss
+    c.log.trackers = ()  # mlflow, tensorboard, wandb: copies of metrics.jsonl
+    c.log.experiment = placeholder(str)  # name there; None: the task
+    c.log.run_name = placeholder(str)  # name there; None: the run folder
+    c.log.mlflow_uri = placeholder(str)  # None: MLFLOW_TRACKING_URI, or a file beside the run
 
     c.export = ConfigDict()
     return c
@@ -73,6 +94,7 @@ def data() -> ConfigDict:
     c.max_ram_gb = 4.0
     c.num_threads = 4  # decompression
     c.prefetch_factor = 2  # batches on their way to the devices
+    c.timeout_s = 600.0  # without a batch; then the reader counts as hanging
 
     c.normalization = ConfigDict()
     c.normalization.npho_scheme = "log1p"  # or sqrt, anscombe, linear

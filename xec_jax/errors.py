@@ -5,7 +5,9 @@ command prints the message as one block and leaves with the exit code of the err
 mistakes of ours show a traceback.
 """
 
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 EXIT_CODES = """exit codes:
@@ -58,6 +60,10 @@ class ShapeError(XecError):
     """An array of another shape than its user declared."""
 
 
+class DeviceMemoryError(XecError):
+    """A step that does not fit into the memory of the devices."""
+
+
 class DivergedError(XecError):
     """Training cannot go on: too many non-finite losses or gradients."""
 
@@ -92,4 +98,10 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = 130
+    if any(thread.name.startswith("xec-") for thread in threading.enumerate()):
+        # A reader that hangs: Python would wait for its thread for ever, and a job that has saved
+        # its state would be killed for it. Everything is closed by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

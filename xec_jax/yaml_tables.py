@@ -38,6 +38,31 @@ def whole(value: Any) -> int:
     return int(number(value))
 
 
+def above_zero(value: Any) -> float:
+    """Reads a number above 0."""
+    if number(value) <= 0:
+        raise ValueError("not above 0")
+    return number(value)
+
+
+def share(value: Any) -> float:
+    """Reads a number between 0 and 1, which are left out."""
+    if not 0 < number(value) < 1:
+        raise ValueError("not between 0 and 1")
+    return number(value)
+
+
+def whole_from(least: int) -> Callable[[Any], int]:
+    """Makes a reader of whole numbers that are not too small."""
+
+    def read(value: Any) -> int:
+        if whole(value) < least:
+            raise ValueError(f"less than {least}")
+        return whole(value)
+
+    return read
+
+
 def switch(value: Any) -> bool:
     """Reads yes or no."""
     if not isinstance(value, bool):
@@ -87,11 +112,19 @@ def _pool(value: Any) -> Overrides:
     return {"model.outer_fine_pool": (1, 1) if value is None else numbers(value)}
 
 
+SCHEDULERS = ("none", "cosine", "onecycle", "plateau", "cosine_restarts")
+
+
 def _scheduler(value: Any) -> Overrides:
     name = "none" if value in (None, False, "null") else str(value)
-    if name not in ("none", "cosine"):
-        raise Unmapped(f"the schedule {name!r} does not exist here; optim.lr_scheduler=cosine")
+    if name not in SCHEDULERS:
+        known = ", ".join(SCHEDULERS)
+        raise Unmapped(f"the schedule {name!r} does not exist here; optim.lr_scheduler: {known}")
     return {"optim.lr_scheduler": name}
+
+
+def _peak(value: Any) -> Overrides:
+    return {"optim.max_lr": None if value is None else above_zero(value)}
 
 
 def _average(value: Any) -> Overrides:
@@ -132,7 +165,6 @@ ALWAYS = "always done"
 NO_MLFLOW = "runs are folders: metrics.jsonl, and --workdir in place of the name"
 RESUME = "the same command in the same --workdir continues; train.init_from takes weights alone"
 PREDICTIONS = "predictions are a command of their own: python -m xec_jax.predict"
-SCHEDULE = "belongs to a schedule that does not exist here"
 
 COMMON: dict[str, Entry] = {
     "data.train_path": to("data.train", files),
@@ -181,7 +213,7 @@ COMMON: dict[str, Entry] = {
     "checkpoint.new_mlflow_run": NO_MLFLOW,
     "mlflow.experiment": NO_MLFLOW,
     "mlflow.run_name": NO_MLFLOW,
-    "distributed.num_gpus": to("train.devices", whole),
+    "distributed.num_gpus": to("train.mesh.data", whole),
 }
 TASKS = ("angle", "energy", "timing", "uvwFI", "angleVec", "n_gamma")
 REGRESSOR: dict[str, Entry] = {
@@ -199,12 +231,12 @@ REGRESSOR: dict[str, Entry] = {
         )
     },
     "training.use_scheduler": lambda on: _scheduler("cosine" if switch(on) else None),
-    "training.max_lr": SCHEDULE,
-    "training.pct_start": SCHEDULE,
-    "training.lr_patience": SCHEDULE,
-    "training.lr_factor": SCHEDULE,
-    "training.lr_restart_period": SCHEDULE,
-    "training.lr_restart_mult": SCHEDULE,
+    "training.max_lr": _peak,
+    "training.pct_start": to("optim.pct_start", share),
+    "training.lr_patience": to("optim.lr_patience", whole_from(0)),
+    "training.lr_factor": to("optim.lr_factor", share),
+    "training.lr_restart_period": to("optim.lr_restart_period", whole_from(1)),
+    "training.lr_restart_mult": to("optim.lr_restart_mult", whole_from(1)),
     "training.channel_dropout_rate": _dropout,
     # An average that forgets everything is none.
     "training.ema_decay": lambda decay: {"optim.ema_decay": max(0.0, number(decay or 0))},

@@ -75,8 +75,8 @@ class ArraySource:
         at = order.place(step, self._length, size=size, shard=shard, train=train)
         rows = np.arange(at.first, at.first + at.taken)
         if train and self._shuffle:
-            rows = order.shuffled(at.stop - at.start, seed, at.epoch, at.start)[rows]
-        rows = np.pad(rows, (0, size - at.taken), mode="edge") + at.start
+            rows = order.shuffled(self._length, *order.key(seed, at.epoch))[rows]
+        rows = np.pad(rows, (0, size - at.taken), mode="edge")
         batch = {name: array[rows] for name, array in self._arrays.items()}
         padding = order.padding_weight(size, at.real)
         batch["weight"] = batch["weight"] * padding if "weight" in batch else padding

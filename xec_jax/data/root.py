@@ -1,9 +1,11 @@
 """The source of detector events: ROOT files with two numbers per photosensor.
 
 Reading is cluster by cluster, because any part of a cluster costs as much as all of it.
-Shuffling therefore has two levels: the clusters of the shard in a new order every epoch, then
-all events inside windows of many clusters. See `order` for shards and epochs, `windows` for
-memory, `reader` and `root_file` for files.
+Shuffling therefore has two levels: the clusters in a new order every epoch, then all events
+inside windows of many clusters. Every shard (process) walks through the windows of the whole data
+set and copies its own rows out of them: batches are then the same for any number of processes, and
+the price is that each process reads and decompresses what the others do. See `order` for shards and
+epochs, `windows` for memory, `reader` and `root_file` for files.
 """
 
 import logging
@@ -143,8 +145,8 @@ class RootSource:
             DataError: A file cannot be read, or the first events have no valid sensor at all.
         """
         at = order.place(step, len(self), size=size, shard=shard, train=train)
-        key = (seed, at.epoch, at.start) if train and self._shuffle else None
-        windows = self._plan(at.start, at.stop, key)
+        key = order.key(seed, at.epoch) if train and self._shuffle else None
+        windows = self._plan(key)
         batch = {
             name: np.empty((size, *shape), dtype) for name, (shape, dtype) in self.spec.items()
         }
@@ -164,12 +166,12 @@ class RootSource:
             order.pad(values, at.taken)
         batch["weight"] = order.padding_weight(size, at.real)
         if step - 1 == self._last_step:
-            used = size * self.steps_per_epoch(size=size, shards=shard[1], train=train)
+            used = size * shard[1] * self.steps_per_epoch(size=size, shards=shard[1], train=train)
             if index < len(windows) and windows[index].first < used:
                 self._windows.read_ahead(windows[index].ranges)
             elif train:  # the remainder of the epoch is dropped
-                key = key and (seed, at.epoch + 1, at.start)
-                self._windows.read_ahead(self._plan(at.start, at.stop, key)[0].ranges)
+                key = key and order.key(seed, at.epoch + 1)
+                self._windows.read_ahead(self._plan(key)[0].ranges)
         self._last_step = step
         return batch
 
@@ -185,10 +187,9 @@ class RootSource:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _make_plan(self, start: int, stop: int, key: tuple[int, ...] | None) -> list[Window]:
-        """Divides the entries of a shard into windows, in the order of one epoch."""
-        chunks = np.clip(self._chunks, start, stop)
-        chunks = chunks[chunks[:, 0] < chunks[:, 1]]
+    def _make_plan(self, key: tuple[int, ...] | None) -> list[Window]:
+        """Divides all entries into windows, in the order of one epoch."""
+        chunks = self._chunks
         if key:
             chunks = chunks[order.shuffled(len(chunks), *key)]
         limit = self.window if key else min(self.window, FILE_ORDER_WINDOW)

@@ -39,8 +39,8 @@ class Source(Protocol):
         """Returns the number of batches after which every event has been seen.
 
         Args:
-            size: Events in a batch of one shard.
-            shards: Number of shards (processes) that share the events.
+            size: Events in the part of one shard.
+            shards: Number of shards (processes) that share each batch.
             train: Counts full batches only (at least one); else the padded last one, too.
         """
         ...
@@ -58,8 +58,10 @@ class Source(Protocol):
 
         Args:
             step: Counted from 0 over all epochs; each epoch of training has its own order.
-            size: Events in the batch of this shard.
-            shard: This shard and the number of shards, `(i, n)` with 0 <= i < n.
+            size: Events in the part of one shard.
+            shard: This shard and the number of shards, `(i, n)` with 0 <= i < n: rows `i * size`
+                to `(i + 1) * size` of the batch of `n * size` events. That batch depends on its
+                length but not on n, so a run may go on with another number of processes.
             seed: Seed of the order of the events.
             train: Shuffles and drops the remainder; else file order with a padded last batch,
                 starting again from the first event after the last one.

@@ -6,13 +6,14 @@ are alive: the one in use and the next one, which a background thread reads mean
 """
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
 
 Ranges = tuple[tuple[int, int], ...]
 Arrays = dict[str, np.ndarray]
+CLOSE_S = 10.0  # how long closing waits for a read that may hang
 
 
 class Window(NamedTuple):
@@ -90,6 +91,7 @@ class WindowCache:
         self._held[ranges] = future or self._reader.submit(self._read, ranges)
 
     def close(self) -> None:
-        """Waits for a read in progress and forgets everything."""
-        self._reader.shutdown(wait=True, cancel_futures=True)
+        """Waits for a read in progress, unless it hangs, and forgets everything."""
+        self._reader.shutdown(wait=False, cancel_futures=True)
+        wait([read for read in self._held.values() if not read.cancelled()], CLOSE_S)
         self._held.clear()

@@ -15,6 +15,8 @@ from xec_jax.train.huge_pages import restart_with_huge_pages
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from xec_jax.train.signals import StopFlag
+
 EXAMPLES = """examples:
   python -m xec_jax.train --config configs/mae.py                      simulated demo
   python -m xec_jax.train --config configs/mae.py --config.data.train='/data/*.root'
@@ -44,6 +46,22 @@ def parser() -> argparse.ArgumentParser:
         "--dry_run", action="store_true", help="check config and data, try one step, write nothing"
     )
     parser.add_argument(
+        "--check_config",
+        action="store_true",
+        help="check the config, show what differs from the file; touches neither data nor devices",
+    )
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "must", "never"),
+        default="auto",
+        help="what to do with a folder that holds a run, or none (default: continue, or begin)",
+    )
+    parser.add_argument(
+        "--accept_new_data",
+        action="store_true",
+        help="continue a run although its data files have changed",
+    )
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="delete the run that the folder holds, start anew",
@@ -56,16 +74,39 @@ def main(argv: Sequence[str]) -> int:
     arguments, overrides = parser().parse_known_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("xec_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains itself at length
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax explains itself at length
     from xec_jax import config as configs
+    from xec_jax.train.signals import StopFlag
 
-    config = configs.load(arguments.config, overrides)
-    file, _, variant = arguments.config.partition(":")
-    workdir = arguments.workdir or Path("runs") / f"{Path(file).stem}-{variant or 'default'}"
-    print(f"config {os.path.abspath(file)}, run folder {workdir}")
-    if config.data.train is None:
-        config = with_demo_data(config, overrides)
-    return train(config, workdir, dry_run=arguments.dry_run, overwrite=arguments.overwrite)
+    with StopFlag() as stop:
+        config = configs.load(arguments.config, overrides)
+        if arguments.check_config:
+            return check(config, arguments.config)
+        file, _, variant = arguments.config.partition(":")
+        workdir = arguments.workdir or Path("runs") / f"{Path(file).stem}-{variant or 'default'}"
+        from xec_jax.train import distributed, xla
+
+        distributed.initialize()
+        xla.configure(config.train)
+        distributed.tell(f"config {os.path.abspath(file)}, run folder {workdir}")
+        if config.data.train is None:
+            config = with_demo_data(config, overrides)
+        return train(config, workdir, arguments, stop)
+
+
+def check(config: "ConfigDict", path: str) -> int:
+    """Builds the experiment of a config without data and devices, for a login node."""
+    from xec_jax import config as configs
+    from xec_jax.tasks.base import make_task
+    from xec_jax.train.trackers import make_trackers
+    from xec_jax.train.trainer import check_config
+
+    check_config(make_task(config), config)
+    make_trackers(config, Path())
+    print(f"{path}: the config is fine")
+    for key, (old, new) in configs.diff(configs.load(path), config).items():
+        print(f"  {key}: {old!r} -> {new!r}")
+    return 0
 
 
 def with_demo_data(config: "ConfigDict", overrides: Sequence[str]) -> "ConfigDict":
@@ -76,24 +117,29 @@ def with_demo_data(config: "ConfigDict", overrides: Sequence[str]) -> "ConfigDic
     from xec_jax.config import flatten
     from xec_jax.errors import ConfigError
     from xec_jax.simulate import cached_sample
+    from xec_jax.train.distributed import first_does, tell
 
     if config.data.valid is not None:
         raise ConfigError(
             f"data.valid is {config.data.valid!r}, but data.train is not set",
             expected="both, or neither for the simulated demonstration",
         )
-    print(
-        "data.train is not set: training on simulated events as a demonstration.\n"
-        "  Your own files: --config.data.train='/data/*.root' --config.data.valid=..."
-    )
-    demo = config.data.demo
+    demo, seed = config.data.demo, config.seed
+
+    def simulate() -> list[str]:
+        print(
+            "data.train is not set: training on simulated events as a demonstration.\n"
+            "  Your own files: --config.data.train='/data/*.root' --config.data.valid=..."
+        )
+        sizes = (demo.events, demo.valid_events)
+        return [str(cached_sample(demo.kind, n, seed=seed + i)) for i, n in enumerate(sizes)]
+
     config = config.copy_and_resolve_references().unlock()
-    config.data.train = str(cached_sample(demo.kind, demo.events, seed=config.seed))
-    config.data.valid = str(cached_sample(demo.kind, demo.valid_events, seed=config.seed + 1))
+    config.data.train, config.data.valid = first_does(simulate)
     chosen = {argument.removeprefix("--config.").split("=")[0] for argument in overrides}
     settings = {k: v for k, v in flatten(demo.set).items() if k not in chosen}
     config.update_from_flattened_dict(settings)
-    print("  demo settings: " + ", ".join(f"{key}={value}" for key, value in settings.items()))
+    tell("  demo settings: " + ", ".join(f"{key}={value}" for key, value in settings.items()))
     return config.lock()
 
 
@@ -108,14 +154,13 @@ def common_files(data: "ConfigDict") -> list[Path]:
 
 
 def train(
-    config: "ConfigDict", workdir: Path, *, dry_run: bool = False, overwrite: bool = False
+    config: "ConfigDict", workdir: Path, arguments: argparse.Namespace, stop: "StopFlag"
 ) -> int:
-    """Opens data and run folder, puts the hooks together and trains.
-
-    Whatever can be wrong with config and data is found before the run folder is touched.
-    """
+    """Opens the data and hands everything to the job."""
     from xec_jax.data.open import open_sources
     from xec_jax.tasks.base import make_task, prepare
+    from xec_jax.train.distributed import tell
+    from xec_jax.train.job import run_job
 
     config = prepare(config)
     task = make_task(config)
@@ -124,65 +169,22 @@ def train(
         for opened in (source, *valid.values()):
             stack.callback(opened.close)
             opened.batch(0, size=1, train=False)  # finds unreadable files now
-        print(f"{len(source):,} training events, {sum(map(len, valid.values())):,} for validation")
+        tell(f"{len(source):,} training events, {sum(map(len, valid.values())):,} for validation")
         if not valid:
-            print("data.valid is not set: no validation, no best checkpoint, no figures")
+            tell("data.valid is not set: no validation, no best checkpoint, no figures")
         if shared := common_files(config.data):
-            print(f"WARNING: training and validation share events: {shared[0]}")
-
-        from xec_jax.train.hooks import Figures, Hook, TrainingCurves
-        from xec_jax.train.loggers import ConsoleLogger, JsonlLogger
-        from xec_jax.train.loop import fit
-        from xec_jax.train.saved import load_run
-        from xec_jax.train.signals import StopFlag
-        from xec_jax.train.trainer import Trainer, check_spec
-        from xec_jax.train.workdir import open_workdir
-
-        for opened in valid.values():
-            check_spec(task, opened)
-        trainer = Trainer(task, config, source)
-        start = None
-        # A save that was cut off leaves `N.something` behind, which is no checkpoint.
-        folder = workdir / "checkpoints"
-        begun = not overwrite and any(path.name.isdigit() for path in folder.glob("*"))
-        if config.train.init_from is not None and not begun:
-            start, text = trainer.state_from(load_run(Path(config.train.init_from)))
-            print(f"{config.train.init_from}: {text}")
-        if dry_run:
-            loss = trainer.try_step(source, start)
-            print(f"dry run: config and data are fine, loss of the first step {loss:.4g}")
-            return 0
-        trainer.state_shapes()  # traces the network: values that do not fit show now
-        if trainer.global_batch > len(source):
-            print(
-                f"WARNING: a step takes {trainer.global_batch} events, there are {len(source)}: "
-                "batches are mostly padding; lower data.batch_size or train.grad_accum_steps"
-            )
-        data = {
-            name: opened.fingerprint[:16] for name, opened in {"train": source, **valid}.items()
-        }
-        record = {**task.record, "events": data, "events_per_step": trainer.global_batch}
-        resumed = open_workdir(workdir, config, record=record, overwrite=overwrite)
-        hooks: list[Hook] = [
-            ConsoleLogger(tuple(config.log.show)),
-            JsonlLogger(workdir / "metrics.jsonl"),
-            TrainingCurves(workdir),
-        ]
-        if valid and config.eval.figure_events:
-            first = next(iter(valid.values()))
-            hooks.append(Figures(task, first, events=config.eval.figure_events, workdir=workdir))
-        with StopFlag() as stop:
-            result = fit(
-                *(task, config, source, valid),
-                workdir=workdir,
-                state=start,
-                hooks=hooks,
-                stop=stop,
-            )
-    if resumed and not result.steps_run:
-        steps = int(result.state.step)
-        print(f"already complete after {steps} steps; raise train.epochs to go on")
-    print(f"done: {workdir}")
+            tell(f"WARNING: training and validation share events: {shared[0]}")
+        result = run_job(
+            *(task, config, source, valid, workdir),
+            stop=stop,
+            command=["python", "-m", "xec_jax.train", *sys.argv[1:]],
+            dry_run=arguments.dry_run,
+            overwrite=arguments.overwrite,
+            accept_new_data=arguments.accept_new_data,
+            resume=arguments.resume,
+        )
+    if result is not None:
+        tell(f"done: {workdir}")
     return 0
 
 

@@ -1,26 +1,32 @@
 """Saving and restoring the training state with orbax: the newest steps and the best one.
 
-A step becomes visible only when it is complete (temporary folder, then rename), so a killed run
-leaves at worst a temporary folder, which the next start removes. This is the only file that
-knows orbax.
+A step becomes visible only when it is complete (temporary folder, manifest, then rename), so a
+killed run leaves at worst a temporary folder, which the next start removes. This is the only file
+that knows orbax. Of several processes all save and restore; the first one writes, renames, deletes
+and decides.
 """
 
 import logging
 import shutil
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding
-from orbax.checkpoint import checkpoint_managers as managers
 
 from xec_jax.errors import CheckpointError, DiskError
+from xec_jax.train.distributed import agree, first_does
 from xec_jax.train.optim import parameter_path
 from xec_jax.train.step import TrainState
+from xec_jax.train.step_folders import TEMPORARY, StepFolders
 
 log = logging.getLogger(__name__)
+
+SAVE_ERRORS = (OSError, ValueError, DiskError)
+"""What a save raises, here or in its thread, when the disk does not take it."""
 
 
 class Checkpoints:
@@ -29,7 +35,8 @@ class Checkpoints:
     Args:
         folder: `checkpoints` folder of the run; made if missing.
         keep_last: How many of the newest steps to keep.
-        keep_best: How many of the steps with the lowest validation metric to keep besides.
+        keep_best: How many of the steps with the lowest validation metric to keep besides. Steps
+            with a file `PINNED` in their folder stay in any case.
         read_only: Open for restoring only.
 
     Raises:
@@ -41,133 +48,141 @@ class Checkpoints:
     ) -> None:
         if read_only and not folder.is_dir():
             raise CheckpointError(f"no checkpoints in {folder.parent}", expected=str(folder))
-        self.folder, self._read_only = folder.absolute(), read_only
-        best = managers.BestN(
-            get_metric_fn=lambda metrics: metrics["value"],
-            reverse=True,
-            n=keep_best,
-            keep_checkpoints_without_metrics=False,
-        )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=managers.AnyPreservationPolicy(
-                [managers.LatestN(max(1, keep_last)), best]
-            ),
-            best_fn=lambda metrics: metrics["value"],
-            best_mode="min",
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-            create=not read_only,
-        )
-        try:
-            self._manager = ocp.CheckpointManager(
-                self.folder,
-                options=options,
-                item_handlers={
-                    "state": ocp.StandardCheckpointHandler(),
-                    "meta": ocp.JsonCheckpointHandler(),
-                },
+        self.folder, self._keep_last, self._keep_best = folder.absolute(), keep_last, keep_best
+        self._files = StepFolders(self.folder)
+        self._writer: ocp.AsyncCheckpointer | None = None
+        self._saving: tuple[int, float | None] = (0, None)
+        if not read_only:
+            first_does(self._prepare_folder)
+            handler = ocp.CompositeCheckpointHandler(
+                state=ocp.StandardCheckpointHandler(), meta=ocp.JsonCheckpointHandler()
             )
-        except OSError as error:
-            raise DiskError(f"cannot use {folder}: {error}") from error
+            # Called in the thread of the save, before the folder gets its name.
+            options = ocp.options.AsyncOptions(
+                post_finalization_callback=self._seal, create_directories_asynchronously=False
+            )
+            self._writer = ocp.AsyncCheckpointer(handler, async_options=options)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._writer is None:
+            return
+        try:
+            if kind is None:
+                self.wait()
+            self._writer.close()
+        except SAVE_ERRORS:
+            if kind is None:  # otherwise there is an error on its way already
+                raise
 
     @property
     def steps(self) -> list[int]:
         """Complete steps, ascending."""
-        return sorted(self._manager.all_steps())
+        return self._files.steps
 
     @property
     def best_step(self) -> int | None:
-        """The step with the lowest metric among those saved with one."""
-        return self._manager.best_step()
+        """The step with the lowest metric among those that have one."""
+        return next(iter(self._files.best()), None)
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """Returns the JSON facts saved with a step; `metric` is the one known now."""
+        return self._files.facts(step)
 
     def save(self, state: TrainState, meta: Mapping[str, Any], metric: float | None = None) -> None:
         """Starts saving a state; the write goes on in the background.
 
+        Waits for the save before. If that one failed, this is logged and not raised: it is this
+        one that counts now.
+
         Args:
-            state: What to save, under its own step number. A step that exists is left alone.
+            state: What to save, under its own step number. Of a step that exists, only the metric
+                is entered.
             meta: JSON facts about the run.
-            metric: Validation metric; lower is better.
+            metric: Validation metric, finite; lower is better.
 
         Raises:
-            DiskError: This write, or the one before it, failed.
+            DiskError: There is no room, or this write failed at once.
         """
-        step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(dict(meta))
-        )
-        metrics = None if metric is None else {"value": float(metric)}
+        assert self._writer is not None, "opened for reading"
         try:
-            self._manager.save(step, args=args, metrics=metrics, force=True)
-        except (OSError, ValueError) as error:
+            self.wait()
+        except DiskError as error:
+            log.warning("a checkpoint is missed: %s", error)
+        step = int(state.step)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if not first_does(lambda: self._begin(step, metric, size)):
+            return
+        self._saving = (step, metric)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "metric": metric})
+        )
+        try:
+            self._writer.save(self.folder / str(step), args=args)
+        except SAVE_ERRORS as error:
+            first_does(self._files.clear_leftovers)
             raise self._disk_error(error) from error
 
     def wait(self) -> None:
-        """Waits until all saves are on disk.
+        """Waits until all saves are on disk, then removes the steps that need not be kept.
 
         Raises:
-            DiskError: A save failed.
+            DiskError: The save that was under way failed; nothing of it is left.
         """
+        if self._writer is None:
+            return
         try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+            self._writer.wait_until_finished()
+        except SAVE_ERRORS as error:
+            first_does(self._files.clear_leftovers)
             raise self._disk_error(error) from error
-
-    def _disk_error(self, error: Exception) -> DiskError:
-        free = shutil.disk_usage(self.folder).free / 1e9
-        return DiskError(
-            f"cannot save a checkpoint in {self.folder}: {error}",
-            expected=f"room for a state ({free:.1f} GB free)",
-            remedy="free space and start the same command again; earlier steps are intact",
-        )
-
-    def meta(self, step: int) -> dict[str, Any]:
-        """Returns the JSON facts saved with a step."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-        return restored["meta"]
+        first_does(self._remove_old)
 
     def restore(
-        self, template: TrainState, sharding: Sharding, step: int | None = None
+        self, template: TrainState, sharding: Sharding | TrainState, step: int | None = None
     ) -> TrainState:
         """Restores a state onto devices.
 
+        Takes the newest step that is whole; damaged ones are named in the log and, once an older
+        one is found to be good, renamed to `N.corrupt`.
+
         Args:
             template: A state, or its shapes, of the structure to restore.
-            sharding: Where each array goes.
-            step: Which step; the newest readable one if None.
+            sharding: Where the arrays go: one for all, or a tree of them like the template.
+            step: Which step; the newest good one if None.
 
         Raises:
             CheckpointError: No step can be restored, or shapes and dtypes differ from the
                 template.
         """
-        steps = [step] if step is not None else self.steps[::-1]
+        self.wait()
+        steps = [step] if step is not None else first_does(lambda: self.steps[::-1])
         if not steps:
             raise CheckpointError(f"no complete checkpoint in {self.folder}")
+        if isinstance(sharding, Sharding):
+            shardings = jax.tree.map(lambda _: sharding, template)
+        else:
+            shardings = sharding
         target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), template, shardings
         )
         rejected: dict[int, str] = {}
         for candidate in steps:
-            try:
-                self._compare(candidate, target)
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-                state = self._manager.restore(candidate, args=args)["state"]
-            except CheckpointError:
-                raise
-            except Exception as error:  # orbax raises bare exceptions for damaged files
-                reason = str(error).strip().split("\n", 1)[0][:200]
-                rejected[candidate] = f"step {candidate}: {type(error).__name__}: {reason}"
-                log.warning("checkpoint rejected, %s", rejected[candidate])
-            else:
-                self._set_aside(rejected)
-                return state
+            reason = first_does(partial(self._check, candidate, target))
+            if reason is None:
+                try:
+                    state = self._read(candidate, target)
+                except Exception as error:  # orbax raises bare exceptions for damaged files
+                    reason = _short(error)
+                if not agree(int(reason is not None)):
+                    if self._writer is not None:
+                        first_does(lambda: self._set_aside(list(rejected)))
+                    return state
+                reason = reason or "another process cannot read it"
+            rejected[candidate] = f"step {candidate}: {reason}"
+            log.warning("checkpoint rejected, %s", rejected[candidate])
         raise CheckpointError(
             f"no checkpoint in {self.folder} can be read: " + "; ".join(rejected.values()),
             remedy="copy the folder again if it was copied, or start in a new --workdir",
@@ -184,45 +199,109 @@ class Checkpoints:
             The parameters on the default device, and whether they are the average.
 
         Raises:
-            CheckpointError: The step cannot be read.
+            CheckpointError: The step cannot be read, or is not what was saved.
         """
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        reason, cause = self._files.fault(step), None
+        if reason is None:
+            try:
+                saved = self._metadata(step)
+                name = "ema" if ema and saved.get("ema") else "params"
+                wanted = jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved[name]
+                )
+                restore = ocp.args.PyTreeRestore(
+                    item={name: wanted},
+                    restore_args={
+                        name: jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=device), wanted)
+                    },
+                    partial_restore=True,
+                )
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+                    params = reader.restore(self._state_path(step), args=restore)[name]
+            except Exception as error:  # orbax raises bare exceptions for damaged files
+                reason, cause = _short(error), error
+            else:
+                return params, name == "ema"
+        raise CheckpointError(
+            f"step {step} in {self.folder} cannot be read: {reason}",
+            remedy="copy the folder again if it was copied, or choose another step",
+        ) from cause
+
+    def _prepare_folder(self) -> None:
         try:
-            metadata = self._manager.item_metadata(step)["state"]
-            saved = getattr(metadata, "tree", metadata)
-            name = "ema" if ema and saved.get("ema") else "params"
-            wanted = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved[name]
-            )
-            restore = ocp.args.PyTreeRestore(
-                item={name: wanted},
-                restore_args={
-                    name: jax.tree.map(lambda _: ocp.ArrayRestoreArgs(sharding=device), wanted)
-                },
-                partial_restore=True,
-            )
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-                params = reader.restore(self.folder / str(step) / "state", args=restore)[name]
-        except Exception as error:  # orbax raises bare exceptions for damaged files
-            reason = str(error).strip().split("\n", 1)[0][:200]
-            raise CheckpointError(
-                f"step {step} in {self.folder} cannot be read: {type(error).__name__}: {reason}",
-                remedy="copy the folder again if it was copied, or choose another step",
-            ) from error
-        return params, name == "ema"
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._files.clear_leftovers()
+        except OSError as error:
+            raise DiskError(f"cannot use {self.folder}: {error}") from error
+
+    def _begin(self, step: int, metric: float | None, size: int) -> bool:
+        """Tells whether a step is to be written; enters the metric of one that is there."""
+        if step not in self.steps:
+            self._files.clear_leftovers()  # threads of a failed save may have outlived the first
+            self._files.make_room(size, self._keep_best)
+            return True
+        if metric is not None:
+            self._files.set_metric(step, metric)
+        return False
+
+    def _seal(self) -> None:
+        """Adds the manifest to the step that has just been written."""
+        step, metric = self._saving
+        for path in self.folder.glob(f"{step}{TEMPORARY}*"):
+            self._files.seal(path, metric)
+
+    def _remove_old(self) -> None:
+        try:
+            for step in self._files.removable(self._keep_last, self._keep_best):
+                self._files.remove(step)
+        except OSError as error:
+            log.warning("cannot remove an old checkpoint: %s", error)
 
     def _set_aside(self, steps: Iterable[int]) -> None:
-        """Renames damaged steps to `N.corrupt`, so that the run can save these steps again."""
-        if self._read_only or not steps:
-            return
         for step in steps:
-            (self.folder / str(step)).rename(self.folder / f"{step}.corrupt")
-        self._manager.reload()
+            self._files.set_aside(step)
 
-    def _compare(self, step: int, target: TrainState) -> None:
-        """Checks shapes and dtypes first: orbax casts a wrong dtype without a word."""
-        metadata = self._manager.item_metadata(step)["state"]
-        saved, wanted = _describe(getattr(metadata, "tree", metadata)), _describe(target)
+    def _disk_error(self, error: Exception) -> DiskError:
+        free = shutil.disk_usage(self.folder).free / 1e9
+        return DiskError(
+            f"cannot save a checkpoint in {self.folder}: {_short(error)}",
+            expected=f"room for a state ({free:.1f} GB free)",
+            remedy="free space and start the same command again; earlier steps are intact",
+        )
+
+    def _state_path(self, step: int) -> Path:
+        return self._files.path(step) / "state"
+
+    def _metadata(self, step: int) -> Any:
+        """The saved tree, with shapes and dtypes in place of arrays."""
+        metadata = ocp.PyTreeCheckpointHandler().metadata(self._state_path(step))
+        return getattr(metadata, "tree", metadata)
+
+    def _read(self, step: int, target: TrainState) -> TrainState:
+        """Reads the arrays, matched by path: fields that hold none may differ between versions."""
+        wanted = _by_path(target)
+        item = _replace(self._metadata(step), wanted)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            args = ocp.args.StandardRestore(item)
+            saved = reader.restore(self._state_path(step), args=args)
+        return _replace(target, _by_path(saved))
+
+    def _check(self, step: int, target: TrainState) -> str | None:
+        """Says what is wrong with the files of a step.
+
+        Shapes and dtypes are compared here: orbax casts a wrong dtype without a word.
+
+        Raises:
+            CheckpointError: The step is fine, but of another network.
+        """
+        if fault := self._files.fault(step):
+            return fault
+        try:
+            saved = _describe(self._metadata(step))
+        except Exception as error:  # orbax raises bare exceptions for damaged files
+            return _short(error)
+        wanted = _describe(target)
         differ = [
             f"{name}: saved {saved.get(name, 'absent')}, wanted {wanted.get(name, 'absent')}"
             for name in sorted(saved | wanted)
@@ -232,11 +311,30 @@ class Checkpoints:
             more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
             raise CheckpointError(
                 f"step {step} in {self.folder} is another network: {'; '.join(differ[:5])}{more}",
-                remedy="use the config of that run, or start in a new --workdir",
+                expected="the network that the config describes",
+                remedy="use the config of that run, or start in a new --workdir, with "
+                f"--config.train.init_from={self.folder.parent} to take over what fits",
             )
+        return None
+
+
+def _short(error: Exception) -> str:
+    """Both ends of the first line: orbax explains itself in a hundred, the reason comes last."""
+    line = str(error).strip().split("\n", 1)[0]
+    line = line if len(line) < 250 else f"{line[:100]} ... {line[-140:]}"
+    return f"{type(error).__name__}: {line}"
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {parameter_path(path): leaf for path, leaf in leaves}
+
+
+def _replace(tree: Any, leaves: Mapping[str, Any]) -> Any:
+    """The same tree with other leaves, given by path."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[parameter_path(path)], tree)
 
 
 def _describe(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of every leaf by its path."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {parameter_path(path): (tuple(x.shape), str(x.dtype)) for path, x in leaves}
+    return {path: (tuple(x.shape), str(x.dtype)) for path, x in _by_path(tree).items()}

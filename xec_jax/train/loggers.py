@@ -1,5 +1,6 @@
 """Where metrics go: a JSONL file, which is the record of the run, and the console."""
 
+import logging
 import math
 import sys
 import time
@@ -8,8 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from xec_jax.errors import DiskError
 from xec_jax.train.hooks import Hook, RunInfo, format_metrics
-from xec_jax.train.records import Record, append, read_jsonl, write_jsonl
+from xec_jax.train.records import JsonlFile, Record, read_jsonl, write_jsonl
+
+log = logging.getLogger(__name__)
 
 
 class JsonlLogger(Hook):
@@ -21,6 +25,7 @@ class JsonlLogger(Hook):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.file = JsonlFile(path)
         self.start = time.monotonic()
 
     def on_start(self, run: RunInfo) -> None:
@@ -32,8 +37,16 @@ class JsonlLogger(Hook):
             write_jsonl(self.path, [r for r in records if r["step"] <= run.start_step])
 
     def on_record(self, record: Record) -> None:
-        """Appends one line and flushes it."""
-        append(self.path, {**record, "elapsed_s": round(time.monotonic() - self.start, 3)})
+        """Appends one line: durations by a clock that never jumps, and the time of day."""
+        elapsed = round(time.monotonic() - self.start, 3)
+        self.file.append({**record, "elapsed_s": elapsed, "time": round(time.time(), 3)})
+
+    def on_end(self, step: int) -> None:
+        """Writes lines that a full disk has delayed; losing them does not fail a run."""
+        try:
+            self.file.close()
+        except DiskError as error:
+            log.warning("%s", error)
 
 
 class ConsoleLogger(Hook):
@@ -96,6 +109,8 @@ class ConsoleLogger(Hook):
                 self.on_message(
                     f"step {step}/{self.total}  {line}  lr {record['lr']:.2e}  left {clock}"
                 )
+            if "limited_by" in record:
+                self.on_message(f"epoch {record['epoch']:.4g} limited by {record['limited_by']}")
         else:
             shown = format_metrics(record, ("loss", *self.names))
             self.on_message(f"step {step}/{self.total}  {record['split']}: {shown}")

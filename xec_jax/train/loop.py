@@ -1,26 +1,31 @@
 """The training loop, dull on purpose: batch, step, hooks; everything else stands elsewhere."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from xec_jax.data.prefetch import prefetch
 from xec_jax.data.source import Source
 from xec_jax.errors import DivergedError, Preempted
 from xec_jax.tasks.base import Task
+from xec_jax.train import distributed, memory
 from xec_jax.train.checkpoint import Checkpoints
 from xec_jax.train.hooks import Hook, RunInfo, call
-from xec_jax.train.mesh import replicated
-from xec_jax.train.signals import StopFlag
-from xec_jax.train.step import Tally, TrainState, bound_queue
+from xec_jax.train.mesh import local_copy
+from xec_jax.train.nonfinite import SkipGuard, dump
+from xec_jax.train.optim import describe_groups
+from xec_jax.train.report import Report
+from xec_jax.train.saver import Saver
+from xec_jax.train.signals import AGAIN, StopFlag
+from xec_jax.train.step import TrainState
 from xec_jax.train.trainer import Trainer
+
+GO_ON, SAVE, LEAVE = range(3)
+SPIKE = 5.0  # a validation loss above this many times the best one is worth a warning
 
 
 @dataclass
@@ -48,6 +53,7 @@ def fit(
     state: TrainState | None = None,
     hooks: Sequence[Hook] = (),
     stop: StopFlag | None = None,
+    trainer: Trainer | None = None,
 ) -> FitResult:
     """Trains a task until `train.epochs`, continuing from the newest checkpoint in the workdir.
 
@@ -63,20 +69,23 @@ def fit(
         state: Starting state in place of a fresh one; a checkpoint in the workdir wins.
         hooks: Watchers, called in order.
         stop: Flag polled between steps and in validation; when set, the state is saved.
+        trainer: Made of the first three, where the caller has one already.
 
     Raises:
         Preempted: The stop flag was set; the state is saved.
-        DivergedError: Too many steps in a row were not finite.
+        DivergedError: Too many steps were not finite.
         CheckpointError: The checkpoints are those of another network, or damaged.
-        DiskError: The run folder cannot be written.
+        DeviceMemoryError: A step does not fit into the memory of the devices.
+        DiskError: The last state cannot be saved. Earlier ones may be missed with a warning.
     """
-    trainer = Trainer(task, config, train)
+    trainer = trainer or Trainer(task, config, train)
     keep = {"keep_last": config.train.keep_last, "keep_best": config.train.keep_best}
     with Checkpoints(workdir / "checkpoints", **keep) as checkpoints:
         is_validated = True
-        if checkpoints.steps:
-            state = checkpoints.restore(trainer.state_shapes(), replicated(trainer.mesh))
-            is_validated = checkpoints.meta(int(state.step))["metric"] is not None
+        if distributed.first_does(lambda: checkpoints.steps):
+            state = checkpoints.restore(trainer.state_shapes, trainer.shardings)
+            facts = checkpoints.meta(int(state.step))
+            is_validated = facts.get("is_validated") or facts["metric"] is not None
             call(hooks, "on_message", f"continuing after step {int(state.step)}")
         elif state is None:
             state = trainer.fresh_state()
@@ -89,15 +98,28 @@ def fit(
             devices=trainer.devices,
         )
         stop = StopFlag() if stop is None else stop
-        loop = _Loop(trainer, run, FitResult(state), valid, checkpoints, hooks, stop)
+        guard = SkipGuard(
+            config.train.max_skipped_in_row,
+            config.train.max_skipped_share * trainer.steps_per_epoch,
+        )
+        result = FitResult(trainer.for_steps(state))
+        saver, report = Saver(checkpoints, trainer), Report(trainer, guard)
+        loop = _Loop(trainer, run, result, valid, saver, workdir, hooks, stop, report)
         del state  # the loop replaces its own; a name here would keep the first one in memory
         call(hooks, "on_start", run)
+        for line in describe_groups(trainer.state_shapes.params, config.optim, task.frozen):
+            call(hooks, "on_message", line)
         try:
             if valid and not is_validated and loop.is_epoch_end(run.start_step):
                 # The run was stopped between an epoch and its validation.
-                loop.validate(run.start_step)
+                loss = loop.validate(run.start_step)
+                if loop.result.state.plateau is None:  # else what is saved must see the loss again
+                    loop.save(loss)
             loop.run_over(train)
-            checkpoints.wait()
+        except jax.errors.JaxRuntimeError as error:
+            if memory.is_out_of_memory(error):
+                raise memory.advice(error, config) from None
+            raise
         finally:
             call(hooks, "on_end", run.start_step + loop.result.steps_run)
     return loop.result
@@ -111,13 +133,12 @@ class _Loop:
     run: RunInfo
     result: FitResult
     valid: Mapping[str, Source]
-    checkpoints: Checkpoints
+    saver: Saver
+    workdir: Path
     hooks: Sequence[Hook]
     stop: StopFlag
-    pending: list[Tally] = field(default_factory=list)
-    window_start: float = 0.0
-    waited_s: float = 0.0
-    untimed_steps: int = 0
+    report: Report
+    best: float = math.inf
 
     def is_epoch_end(self, step: int) -> bool:
         """True where a validation is due."""
@@ -125,118 +146,98 @@ class _Loop:
         return step > 0 and (step == self.run.total_steps or step % steps == 0)
 
     def run_over(self, train: Source) -> None:
-        """Makes all steps that are left."""
+        """Makes all steps that are left, and saves the last state."""
+        try:
+            self.make_steps(train)
+        except DivergedError:
+            step = self.report.guard.last or int(self.result.state.step)
+            params = local_copy(self.result.state.params, self.trainer.mesh)
+            if distributed.is_first():
+                dump(self.workdir, self.trainer, train, step, params)
+            raise
+
+    def make_steps(self, train: Source) -> None:
+        """Batch, step, hooks, until the end or the stop flag."""
         config, run = self.trainer.config, self.run
-        stream = prefetch(
-            train,
-            start=run.start_step,
-            stop=run.total_steps,
-            size=run.global_batch,
-            shard=(0, 1),
-            seed=config.seed,
-            train=True,
-            depth=config.data.prefetch_factor,
-            put=self.trainer.put,
-            keys=self.trainer.keys,
-        )
-        self.window_start = time.monotonic()
-        with stream:
+        alone = distributed.count() == 1
+        asked = (lambda: bool(self.stop)) if alone else (lambda: False)
+        with self.trainer.stream(train, run.start_step, run.total_steps, asked) as stream:
+            self.report.start(stream.clock)
             for number, _, batch in stream:
                 step = number + 1
                 self.result.state, tally = self.trainer.train_step(self.result.state, batch)
                 self.result.steps_run += 1
-                self.pending.append(tally)
+                self.report.add(tally)
                 if self.result.steps_run == 1:
-                    self.announce_compilation(tally)
-                bound_queue(self.pending)
+                    text = f"compiled and made the first step in {self.report.compiled():.0f} s"
+                    call(self.hooks, "on_message", text)
                 call(self.hooks, "on_step", step)
-                is_stopped = bool(self.stop)
                 is_epoch = self.is_epoch_end(step)
-                if is_epoch or is_stopped or step % config.log.every == 0:
-                    self.record(step, stream.wait_s)
-                if is_stopped:
+                is_logged = is_epoch or step % config.log.every == 0
+                wish = self.wish(is_logged)
+                if is_logged or wish == LEAVE:
+                    self.record(step, is_epoch=is_epoch)
+                if wish == LEAVE:
                     self.preempt()
                 if is_epoch and self.valid:
                     self.save(self.validate(step))
-                    self.window_start = time.monotonic()
-                elif is_epoch or step % config.train.save_every == 0:
+                    self.report.restart()
+                elif is_epoch or wish == SAVE or step % config.train.save_every == 0:
                     self.save()
+        if int(self.result.state.step) < run.total_steps:
+            self.preempt()  # asked to stop while waiting for data
 
-    def announce_compilation(self, first: Tally) -> None:
-        """Waits for the first step, so that the speed of the others does not include compiling."""
-        jax.block_until_ready(first.values)
-        seconds = time.monotonic() - self.window_start
-        call(self.hooks, "on_message", f"compiled and made the first step in {seconds:.0f} s")
-        self.window_start, self.untimed_steps = time.monotonic(), 1
+    def wish(self, is_logged: bool) -> int:
+        """Whether to go on, to save, or to save and leave.
 
-    def record(self, step: int, waited_s: float) -> None:
+        Several processes must decide the same thing at the same step. They agree where all of them
+        wait for the devices anyway.
+        """
+        own = LEAVE if self.stop else SAVE if self.saver.is_due else GO_ON
+        if distributed.count() == 1:
+            return own
+        return distributed.agree(own) if is_logged else GO_ON
+
+    def record(self, step: int, *, is_epoch: bool) -> None:
         """Reports the steps since the last record: the only place where the host waits."""
-        means = self.trainer.task.derive(Tally.means(self.pending))
-        now = time.monotonic()
-        seconds = max(now - self.window_start, 1e-9)
-        n_timed, self.untimed_steps = len(self.pending) - self.untimed_steps, 0
-        record = {
-            "step": step,
-            "split": "train",
-            "epoch": step / self.run.steps_per_epoch,
-            **means,
-            "lr": float(self.trainer.schedule(step - 1)),
-            "events_per_s": n_timed * self.run.global_batch / seconds if n_timed else math.nan,
-            "data_wait": min((waited_s - self.waited_s) / seconds, 1.0),
-        }
-        self.pending.clear()
-        self.window_start, self.waited_s = now, waited_s
+        record = self.report.record(step, self.result.state, is_epoch=is_epoch)
         call(self.hooks, "on_record", record)
-        limit = self.trainer.config.train.max_skipped_in_row
-        if (in_row := int(self.result.state.skipped_in_row)) >= limit:
-            raise DivergedError(
-                f"the last {in_row} updates up to step {step} were not finite and were skipped",
-                expected=f"fewer than {limit} in a row (train.max_skipped_in_row)",
-                remedy="lower optim.lr or optim.grad_clip, or look at the data with a short run; "
-                "the checkpoints are from before the failure",
-            )
+        self.report.check(record, self.result.state)
 
     def validate(self, step: int) -> float:
         """Evaluates all validation sets, reports them and returns the loss of the first."""
         params = self.result.state.eval_params
-        metrics = self.trainer.validate(params, self.valid, self.stop)
+        try:
+            metrics = self.trainer.validate(params, self.valid, lambda: bool(self.stop))
+        except Exception:
+            self.save()  # what the epoch has learned is not lost with its validation
+            raise
         if metrics is None:
             self.preempt()
         self.result.metrics = metrics
         for name, values in metrics.items():
             place = {"step": step, "split": name, "epoch": step / self.run.steps_per_epoch}
             call(self.hooks, "on_record", place | values)
-        call(self.hooks, "on_validation", step, params)
-        return next(iter(metrics.values()))["loss"]
+        loss = next(iter(metrics.values()))["loss"]
+        if loss > SPIKE * self.best:
+            text = f"WARNING: validation loss {loss:.4g}, the best was {self.best:.4g}"
+            call(self.hooks, "on_message", text)
+        self.best = min(self.best, loss)
+        self.result.state = self.trainer.after_validation(self.result.state, loss)
+        call(self.hooks, "on_validation", step, local_copy(params, self.trainer.mesh))
+        return loss
 
     def save(self, metric: float | None = None) -> None:
-        """Saves the state; a broken one must not replace a good checkpoint.
-
-        Raises:
-            DivergedError: Parameters that are not finite.
-        """
+        """Saves the state; only the last one must succeed."""
         state = self.result.state
-        if not bool(_all_finite(state.params)):
-            raise DivergedError(
-                f"parameters are not finite after step {int(state.step)}",
-                remedy="set train.skip_nonfinite=true, or lower optim.lr; the checkpoints are from "
-                "before the failure",
-            )
-        metric = metric if metric is not None and math.isfinite(metric) else None
-        config = self.trainer.config.to_dict()
-        facts = {"config": config, "record": dict(self.trainer.task.record), "metric": metric}
-        self.checkpoints.save(state, facts, metric)
+        self.saver.save(state, metric, last=int(state.step) == self.run.total_steps)
 
     def preempt(self) -> NoReturn:
         """Saves and leaves."""
-        self.save()
-        self.checkpoints.wait()
-        raise Preempted(
-            f"stopped by {self.stop.signal} after step {int(self.result.state.step)}, state saved",
-            remedy="start the same command again to continue",
-        )
-
-
-@jax.jit
-def _all_finite(tree: object) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+        where = f"after step {int(self.result.state.step)}, state saved"
+        if self.result.steps_run:
+            self.saver.save(self.result.state, last=True)
+        else:
+            where = "before the first step"
+        who = self.stop.signal or "a signal to another process"
+        raise Preempted(f"stopped by {who} {where}", remedy=AGAIN)

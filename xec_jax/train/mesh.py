@@ -1,7 +1,8 @@
-"""Which devices train, and how a batch is laid over them."""
+"""Which devices train, and how batch and state are laid over them."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -11,40 +12,66 @@ from xec_jax.errors import ConfigError
 from xec_jax.types import Batch
 
 Mode = Literal["jit", "pmap"]
-AXIS = "data"
+DATA, MODEL = "data", "model"
+PMAP = "devices"  # the axis of a pmapped step
+EVENTS = PartitionSpec((DATA, MODEL))  # every device has events of its own
+SMALLEST_SPLIT = 2**14  # elements; gathering less costs more than holding it everywhere
 
 
-def make_mesh(n_devices: int | None = None) -> Mesh:
-    """Builds the one-dimensional mesh of the data-parallel axis.
+def make_mesh(data: int = 0, model: int = 1) -> Mesh:
+    """Builds the mesh of all devices that train, over all processes.
 
     Axes are of type Auto: with explicit axes, which newer JAX makes by default, every gather on
     a sharded array would need an annotation, and sensor maps and graphs are gathers.
 
     Args:
-        n_devices: How many devices to use; all if None or 0.
+        data: Groups of devices that hold the whole state; 0 takes all devices.
+        model: Devices in such a group; each holds a part of the state.
 
     Raises:
-        ConfigError: More devices asked for than there are.
+        ConfigError: Numbers that do not fit the devices.
     """
     devices = jax.devices()
-    n = n_devices or len(devices)
-    if not 0 < n <= len(devices):
+    n = len(devices)
+    if model < 1 or model > n or (data == 0 and n % model):
         raise ConfigError(
-            f"train.devices is {n}",
-            expected=f"1 to {len(devices)} ({devices[0].platform})",
-            remedy="0 takes all devices",
+            f"train.mesh.model is {model}, with {n} device(s) ({devices[0].platform})",
+            expected="a divisor of the number of devices",
+            remedy="1 keeps the whole state on every device",
         )
-    return Mesh(np.array(devices[:n]), (AXIS,), axis_types=(AxisType.Auto,))
+    data = data or n // model
+    if data < 1 or data * model > n:
+        raise ConfigError(
+            f"train.mesh.data is {data} and train.mesh.model is {model}",
+            expected=f"a product of 1 to {n}, the number of devices ({devices[0].platform})",
+            remedy="train.mesh.data=0 takes all devices",
+        )
+    shares = Counter(device.process_index for device in devices[: data * model])
+    if list(shares.values()) != [data * model // jax.process_count()] * jax.process_count():
+        raise ConfigError(
+            f"train.mesh takes {data * model} of {n} devices, of {jax.process_count()} processes "
+            + ", ".join(map(str, shares.values())),
+            expected="all devices, and as many in each process",
+            remedy="set train.mesh.data=0, and start the processes alike",
+        )
+    grid = np.array(devices[: data * model]).reshape(data, model)
+    return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
-def check_mode(mode: str) -> Mode:
-    """Returns the parallel mode if it is known.
+def check_mode(mode: str, mesh: Mesh) -> Mode:
+    """Returns the parallel mode if it is known and can use the mesh.
 
     Raises:
-        ConfigError: Neither jit nor pmap.
+        ConfigError: Neither jit nor pmap, or pmap with a divided state.
     """
     if mode not in get_args(Mode):
         raise ConfigError(f"train.parallel is {mode!r}", expected="jit or pmap")
+    if mode == "pmap" and mesh.shape[MODEL] > 1:
+        raise ConfigError(
+            f"train.mesh.model is {mesh.shape[MODEL]} with train.parallel=pmap",
+            expected="1: under pmap every device holds the whole state",
+            remedy="set train.parallel=jit to divide the state",
+        )
     return mode  # type: ignore[return-value]
 
 
@@ -53,17 +80,92 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_putter(mesh: Mesh, mode: Mode) -> Callable[[Mapping[str, np.ndarray]], Batch]:
-    """Returns the function that copies a host batch onto the mesh without waiting for it.
+def state_shardings(mesh: Mesh, shapes: Any, *, smallest: int = SMALLEST_SPLIT) -> Any:
+    """Decides how parameters, optimizer moments and averages are divided over the model axis.
 
-    Events are cut into contiguous parts, one per device. In pmap mode the arrays get a leading
-    device axis.
+    Each array is cut along its largest dimension that the axis divides, so that a device holds
+    1 / `train.mesh.model` of it. What is small, or cannot be cut evenly, stays whole.
+
+    Args:
+        mesh: From `make_mesh`.
+        shapes: Tree of arrays or `ShapeDtypeStruct`, the state or a part of it.
+        smallest: Elements from which an array is cut.
+
+    Returns:
+        The same tree of shardings.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    parts = mesh.shape[MODEL]
+
+    def one(array: Any) -> NamedSharding:
+        cut = [axis for axis, length in enumerate(array.shape) if length % parts == 0]
+        if parts == 1 or array.size < smallest or not cut:
+            return replicated(mesh)
+        longest = max(cut, key=lambda axis: array.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * longest, MODEL))
+
+    return jax.tree.map(one, shapes)
+
+
+def batch_putter(mesh: Mesh, mode: Mode) -> Callable[[Mapping[str, np.ndarray]], Batch]:
+    """Returns the function that copies this process's part of a batch onto its devices.
+
+    Events are cut into contiguous parts, one per device, in the order of the mesh. In pmap mode
+    the arrays get a leading axis over the devices of this process. The copy is not waited for.
+    """
+    local = mesh.local_mesh if mode == "pmap" else mesh
+    sharding = NamedSharding(local, EVENTS)
 
     def put(batch: Mapping[str, np.ndarray]) -> Batch:
         if mode == "pmap":
-            batch = {k: v.reshape(mesh.size, -1, *v.shape[1:]) for k, v in batch.items()}
-        return jax.device_put(dict(batch), sharding)
+            batch = {k: v.reshape(local.size, -1, *v.shape[1:]) for k, v in batch.items()}
+            return jax.device_put(dict(batch), sharding)
+        return jax.make_array_from_process_local_data(sharding, dict(batch))
 
     return put
+
+
+def local_copy(tree: Any, mesh: Mesh) -> Any:
+    """Returns the arrays whole on one device of this process, for figures and predictions.
+
+    With several processes all of them must call it. The copy outlives the arrays that it is
+    made of, which the next step may overwrite.
+    """
+    if not all(x.is_fully_replicated for x in jax.tree.leaves(tree)):
+        tree = jax.device_put(tree, replicated(mesh))
+    device = mesh.local_devices[0]
+    return jax.tree.map(
+        lambda x: jax.device_put(x.addressable_data(0), device, may_alias=False), tree
+    )
+
+
+def as_pmap_returns(tree: Any, mesh: Mesh) -> Any:
+    """Returns replicated arrays in the form in which a pmapped step returns them.
+
+    A step that is called with another form first is compiled twice. No data move.
+    """
+    devices = np.array(mesh.local_devices)
+    whole = NamedSharding(Mesh(devices, (PMAP,), axis_types=(AxisType.Auto,)), PartitionSpec())
+
+    def one(x: jax.Array) -> jax.Array:
+        parts = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, whole, parts)
+
+    return jax.tree.map(one, tree)
+
+
+def global_arrays(tree: Any, mesh: Mesh) -> Any:
+    """Returns arrays over the devices of all processes, as checkpoints with one writer need them.
+
+    Only pmap with several processes makes other ones: every process holds arrays of its own,
+    equal everywhere. No data move.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def one(x: jax.Array) -> jax.Array:
+        if x.sharding.num_devices == mesh.size:
+            return x
+        parts = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, replicated(mesh), parts)
+
+    return jax.tree.map(one, tree)

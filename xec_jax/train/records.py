@@ -1,7 +1,10 @@
 """The record of a run: one JSON object per line, the source of every curve and table."""
 
+import contextlib
 import json
+import logging
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,20 +12,67 @@ from typing import Any
 from xec_jax.config import write_text
 from xec_jax.errors import DiskError
 
+log = logging.getLogger(__name__)
+
 Record = dict[str, Any]
 
 
-def append(path: Path, record: Record) -> None:
-    """Adds one line. Numbers that are not finite become null, which JSON can say.
+class JsonlFile:
+    """A file of records that a full disk delays and does not harm.
 
-    Raises:
-        DiskError: The file cannot be written.
+    Lines that cannot be written wait in memory for the next one; the first failure is reported,
+    the others are not.
+
+    Args:
+        path: The file; made with the first record.
     """
-    try:
-        with path.open("a") as file:
-            file.write(_line(record))
-    except OSError as error:
-        raise DiskError(f"cannot append to {path}: {error}") from error
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: list[str] = []
+        self._has_warned = False
+
+    def append(self, record: Record) -> None:
+        """Adds one line. Numbers that are not finite become null, which JSON can say."""
+        self._waiting.append(_line(record))
+        try:
+            self._write()
+        except OSError as error:
+            if not self._has_warned:
+                log.warning("cannot append to %s (%s): lines wait in memory", self.path, error)
+            self._has_warned = True
+
+    def close(self) -> None:
+        """Writes what waits.
+
+        Raises:
+            DiskError: Lines could not be written and are lost.
+        """
+        try:
+            self._write()
+        except OSError as error:
+            raise DiskError(
+                f"cannot append to {self.path}: {error}",
+                expected=f"room for the last {len(self._waiting)} lines, which are lost",
+                remedy="free space; the checkpoints are not concerned",
+            ) from error
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        rest = memoryview("".join(self._waiting).encode())
+        start = None
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                start = file.tell()
+                while rest:
+                    rest = rest[file.write(rest) :]
+        except OSError:
+            if start is not None:  # a part of a line would spoil the one that follows
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, start)
+            raise
+        self._waiting.clear()
 
 
 def write_jsonl(path: Path, records: Iterable[Record]) -> None:

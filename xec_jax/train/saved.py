@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from xec_jax.config import flatten, from_json
+from xec_jax.config import flatten
 from xec_jax.errors import CheckpointError
 from xec_jax.tasks.base import Task
 from xec_jax.train.checkpoint import Checkpoints
+from xec_jax.train.migrations import read_config
 from xec_jax.train.optim import make_optimizer, parameter_path
+from xec_jax.train.schedules import make_schedule
 from xec_jax.train.step import init_state
 from xec_jax.train.workdir import open_workdir
 from xec_jax.types import Params
@@ -50,16 +52,7 @@ def load_run(workdir: Path, *, step: int | None = None, ema: bool = True) -> Sav
     Raises:
         CheckpointError: No such run, or a checkpoint that cannot be read.
     """
-    path = workdir / "config.json"
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise CheckpointError(
-            f"{workdir} is no run folder: {error.strerror or error}",
-            expected="a folder with config.json and checkpoints",
-            remedy="give the --workdir of a training, or the --output of a conversion",
-        ) from error
-    config = from_json(text, str(path))
+    config = read_config(workdir)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps
         if not steps or (step is not None and step not in steps):
@@ -93,10 +86,12 @@ def write_run(
         DiskError: The folder cannot be written.
     """
     open_workdir(workdir, config, record=task.record)
-    tx = make_optimizer(config.optim, jnp.zeros_like, task.frozen)
+    schedule = make_schedule(config.optim, steps_per_epoch=1, epochs=config.train.epochs)
+    tx = make_optimizer(config.optim, schedule, task.frozen)
     with_ema = config.optim.ema_decay is not None
     params = jax.tree.map(jnp.asarray, params)
     state = init_state(params, tx, seed=config.seed, with_ema=with_ema)
+    state = state.replace(plateau=schedule.init())
     facts = {"config": config.to_dict(), "record": dict(task.record), "metric": None}
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         checkpoints.save(state, facts | {"origin": dict(origin)})

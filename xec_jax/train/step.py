@@ -6,17 +6,18 @@ device, many devices and gradient accumulation agree to float32 noise.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from xec_jax.losses import ratio
-from xec_jax.train.mesh import AXIS, Mode, replicated
-from xec_jax.types import Array, Batch, Key, LossFn, Mean, Metrics, Params, Terms
+from xec_jax.train.mesh import EVENTS, MODEL, PMAP, Mode, replicated
+from xec_jax.types import Array, ArrayLike, Batch, Key, LossFn, Mean, Metrics, Params, Terms
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -30,6 +31,7 @@ class TrainState(flax.struct.PyTreeNode):
         rng: uint32 (2,), the run's key; step keys are folded from it and never stored.
         skipped: int32, steps whose update was dropped as not finite.
         skipped_in_row: int32, how many of them were the last ones.
+        plateau: State of a learning rate that depends on validation, or None.
     """
 
     step: Array
@@ -39,6 +41,7 @@ class TrainState(flax.struct.PyTreeNode):
     rng: Array
     skipped: Array
     skipped_in_row: Array
+    plateau: Any = None
 
     @property
     def eval_params(self) -> Params:
@@ -100,7 +103,7 @@ class Tally:
 
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Tally]]
-EvalStep = Callable[[Params, Batch, Key], Tally]
+EvalStep = Callable[[Params, Batch, ArrayLike], Tally]
 
 
 def make_train_step(
@@ -111,7 +114,9 @@ def make_train_step(
     mode: Mode = "jit",
     accum_steps: int = 1,
     ema_decay: float | None = None,
+    ema_warmup: bool = False,
     skip_nonfinite: bool = True,
+    state_shardings: TrainState | None = None,
 ) -> TrainStep:
     """Builds the compiled training step.
 
@@ -124,15 +129,22 @@ def make_train_step(
             both give the same numbers, except for dropout, whose key is folded with the device.
         accum_steps: Micro-batches per step; must divide the events of a device.
         ema_decay: Decay of the parameter average, None for none. The first update copies.
+        ema_warmup: Let the decay rise with the number t of updates: (1 + t) / (10 + t) at most.
         skip_nonfinite: Keep the old state when loss or gradient norm is not finite.
+        state_shardings: How the state is divided over the devices (`mesh.state_shardings`); None
+            if every device holds all of it.
 
     Returns:
-        (state, batch) -> (state, tally). The old state's buffers are donated in jit mode.
+        (state, batch) -> (state, tally). The old state's buffers are used for the new one.
     """
+    whole = replicated(mesh)
+    divided = state_shardings if mesh.shape[MODEL] > 1 else None
     over_devices = _psum if mode == "pmap" else lambda tree: tree
     optimizer = optax.with_extra_args_support(tx)  # the schedule reads `step`
 
     def loss_of(params: Params, batch: Batch, key: Key, weights: dict[str, Array] | None):
+        if divided is not None:  # collected for use; their gradients are summed in parts again
+            params = jax.lax.with_sharding_constraint(params, whole)
         terms, metrics = loss_fn(params, batch, key)
         if weights is None:
             weights = over_devices({name: term.weight for name, term in terms.items()})
@@ -170,13 +182,17 @@ def make_train_step(
         key = jax.random.fold_in(state.rng, state.step)
         sums = gradient_over_micro_batches(state.params, batch, key)
         (loss, metrics), grads = over_devices(sums)
+        if divided is not None:
+            grads = jax.lax.with_sharding_constraint(grads, divided.params)
         norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
+        extra = {"step": state.step, "plateau": state.plateau}
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **extra)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema_decay is not None:
-            is_first = state.step == state.skipped
-            decay = jnp.where(is_first, 0.0, ema_decay)
+            done = state.step - state.skipped
+            rising = (1 + done) / (10 + done) if ema_warmup else ema_decay
+            decay = jnp.where(done == 0, 0.0, jnp.minimum(ema_decay, rising))
             ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, params)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm) if skip_nonfinite else jnp.array(True)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)  # noqa: E731
@@ -198,19 +214,40 @@ def make_train_step(
 
     if mode == "pmap":
         devices = list(mesh.devices.flat)
-        return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, None), devices=devices)
+        return jax.pmap(
+            step,
+            PMAP,
+            in_axes=(None, 0),
+            out_axes=(None, None),
+            devices=devices,
+            donate_argnums=0,
+        )
+    held = whole if divided is None else divided
     return jax.jit(
         step,
-        in_shardings=(replicated(mesh), NamedSharding(mesh, PartitionSpec(AXIS))),
-        out_shardings=replicated(mesh),
+        in_shardings=(held, NamedSharding(mesh, EVENTS)),
+        out_shardings=(held, whole),
         donate_argnums=0,
     )
 
 
-def make_eval_step(evaluate: LossFn, *, mesh: Mesh, mode: Mode = "jit") -> EvalStep:
-    """Builds the compiled evaluation step: (params, batch, key) -> tally over the whole batch."""
+def make_eval_step(
+    evaluate: LossFn, *, mesh: Mesh, mode: Mode = "jit", params_shardings: Params | None = None
+) -> EvalStep:
+    """Builds the compiled evaluation step: (params, batch, key) -> tally over the whole batch.
+
+    Args:
+        evaluate: Loss terms and metrics of a part of the batch.
+        mesh: As for `make_train_step`.
+        mode: As for `make_train_step`.
+        params_shardings: How the parameters are divided over the devices, None if they are not.
+    """
+    whole = replicated(mesh)
+    divided = params_shardings if mesh.shape[MODEL] > 1 else None
 
     def step(params: Params, batch: Batch, key: Key) -> Tally:
+        if divided is not None:
+            params = jax.lax.with_sharding_constraint(params, whole)
         terms, metrics = evaluate(params, batch, key)
         if mode == "pmap":
             terms, metrics = _psum((terms, metrics))
@@ -218,12 +255,10 @@ def make_eval_step(evaluate: LossFn, *, mesh: Mesh, mode: Mode = "jit") -> EvalS
 
     if mode == "pmap":
         devices = list(mesh.devices.flat)
-        return jax.pmap(step, AXIS, in_axes=(None, 0, None), out_axes=None, devices=devices)
-    whole = replicated(mesh)
+        return jax.pmap(step, PMAP, in_axes=(None, 0, None), out_axes=None, devices=devices)
+    held = whole if divided is None else divided
     return jax.jit(
-        step,
-        in_shardings=(whole, NamedSharding(mesh, PartitionSpec(AXIS)), whole),
-        out_shardings=whole,
+        step, in_shardings=(held, NamedSharding(mesh, EVENTS), whole), out_shardings=whole
     )
 
 
@@ -238,7 +273,7 @@ def bound_queue(tallies: list[Tally], depth: int = 2) -> None:
 
 
 def _psum(tree):
-    return jax.lax.psum(tree, AXIS)
+    return jax.lax.psum(tree, PMAP)
 
 
 def _split(x: Array, parts: int) -> Array:

@@ -1,21 +1,23 @@
 """What is made once per run: optimizer, compiled steps, the way of a batch to the devices."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from xec_jax.data.prefetch import prefetch
+from xec_jax.data.prefetch import Prefetcher, prefetch
 from xec_jax.data.source import Source
 from xec_jax.errors import ConfigError, DataError
 from xec_jax.tasks.base import Task, example_batch
+from xec_jax.train import distributed
 from xec_jax.train import mesh as meshes
 from xec_jax.train.evaluate import evaluate
-from xec_jax.train.optim import make_optimizer, make_schedule
+from xec_jax.train.optim import hold, make_optimizer
 from xec_jax.train.saved import SavedRun, hand_over
-from xec_jax.train.signals import StopFlag
+from xec_jax.train.schedules import make_schedule
 from xec_jax.train.step import Tally, TrainState, init_state, make_eval_step, make_train_step
 from xec_jax.types import Params
 
@@ -26,10 +28,13 @@ class Trainer:
     Attributes:
         mesh: The devices.
         mode: jit or pmap.
-        global_batch: Events per step over all devices and micro-batches.
+        shard: This process and the number of processes, as `Source.batch` wants it.
+        global_batch: Events per step over all devices, processes and micro-batches.
         steps_per_epoch: Steps per pass over the training events.
         total_steps: Step at which the run is complete.
         schedule: Learning rate as a function of the step.
+        state_shapes: Shapes and dtypes of the state, which is not made for them.
+        shardings: Where each array of the state lies.
         train_step: (state, batch) -> (state, tally).
         eval_step: (params, batch, key) -> tally.
 
@@ -42,13 +47,16 @@ class Trainer:
         self.task, self.config = task, config
         check_spec(task, train)
         _check_numbers(config)
-        self.mesh = meshes.make_mesh(config.train.devices)
-        self.mode = meshes.check_mode(config.train.parallel)
+        self.mesh = meshes.make_mesh(config.train.mesh.data, config.train.mesh.model)
+        self.mode = meshes.check_mode(config.train.parallel, self.mesh)
+        self.shard = distributed.index(), distributed.count()
         self.accum_steps = config.train.grad_accum_steps
 
         self.eval_size = config.data.batch_size * self.mesh.size
         self.global_batch = self.eval_size * self.accum_steps
         self.put = meshes.batch_putter(self.mesh, self.mode)
+        key = np.asarray(jax.random.PRNGKey(config.eval.seed))
+        self.eval_key = jax.device_put(key, meshes.replicated(self.mesh))
         self.keys = frozenset(task.spec) | {"weight", "_position", "_step"}
         self.steps_per_epoch = train.steps_per_epoch(size=self.global_batch, shards=1, train=True)
         self.total_steps = config.train.epochs * self.steps_per_epoch
@@ -56,42 +64,48 @@ class Trainer:
             self.total_steps = min(self.total_steps, config.train.max_steps)
         optim = config.optim
         self.schedule = make_schedule(
-            optim.lr,
-            scheduler=optim.lr_scheduler,
-            steps_per_epoch=self.steps_per_epoch,
-            epochs=config.train.epochs,
-            warmup_epochs=optim.warmup_epochs,
-            lr_min=optim.lr_min,
-            per_step=optim.lr_per_step,
+            optim, steps_per_epoch=self.steps_per_epoch, epochs=config.train.epochs
         )
         self.tx = make_optimizer(optim, self.schedule, task.frozen)
+        self.state_shapes = jax.eval_shape(self._fresh)
+        self.shardings = meshes.state_shardings(self.mesh, self.state_shapes)
         self.train_step = make_train_step(
-            task.loss,
+            hold(task.loss, (*task.frozen, *optim.frozen)),
             self.tx,
             mesh=self.mesh,
             mode=self.mode,
             accum_steps=self.accum_steps,
             ema_decay=optim.ema_decay,
+            ema_warmup=optim.ema_warmup,
             skip_nonfinite=config.train.skip_nonfinite,
+            state_shardings=self.shardings,
         )
-        self.eval_step = make_eval_step(task.evaluate, mesh=self.mesh, mode=self.mode)
+        self.eval_step = make_eval_step(
+            task.evaluate,
+            mesh=self.mesh,
+            mode=self.mode,
+            params_shardings=self.shardings.eval_params,
+        )
 
     @property
     def devices(self) -> str:
         """Number and kind of the devices, and how they are used."""
-        return f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind} ({self.mode})"
+        n_processes = self.shard[1]
+        where = f", {n_processes} processes" if n_processes > 1 else ""
+        return f"{self.mesh.size} x {self.mesh.devices.flat[0].device_kind} ({self.mode}{where})"
+
+    def _fresh(self) -> TrainState:
+        example = jax.tree.map(jnp.asarray, example_batch(self.task.spec, 2))
+        return self._begin(self.task.init(jax.random.PRNGKey(self.config.seed), example))
+
+    def _begin(self, params: Params) -> TrainState:
+        with_ema = self.config.optim.ema_decay is not None
+        state = init_state(params, self.tx, seed=self.config.seed, with_ema=with_ema)
+        return state.replace(plateau=self.schedule.init())
 
     def fresh_state(self) -> TrainState:
         """Initializes the state in one compiled program, spread to all devices."""
-
-        def build() -> TrainState:
-            seed = self.config.seed
-            example = jax.tree.map(jnp.asarray, example_batch(self.task.spec, 2))
-            params = self.task.init(jax.random.PRNGKey(seed), example)
-            with_ema = self.config.optim.ema_decay is not None
-            return init_state(params, self.tx, seed=seed, with_ema=with_ema)
-
-        return jax.jit(build, out_shardings=meshes.replicated(self.mesh))()
+        return jax.jit(self._fresh, out_shardings=self.shardings)()
 
     def state_from(self, run: SavedRun) -> tuple[TrainState, str]:
         """Starts from the weights of another run: step, optimizer and average are fresh.
@@ -102,31 +116,57 @@ class Trainer:
         Raises:
             CheckpointError: The weights do not fit.
         """
-        state = self.fresh_state()
-        params, text = hand_over(run, state.params, self.task.record, self.config)
-        with_ema = state.ema is not None
+        fresh = jax.device_get(jax.jit(self._fresh)().params)
+        params, text = hand_over(run, fresh, self.task.record, self.config)
+        params = jax.device_get(params)  # every process has them: none are tied to its devices
+        return jax.jit(self._begin, out_shardings=self.shardings)(params), text
 
-        def build(params: Params) -> TrainState:
-            return init_state(params, self.tx, seed=self.config.seed, with_ema=with_ema)
-
-        return jax.jit(build, out_shardings=meshes.replicated(self.mesh))(params), text
-
-    def state_shapes(self) -> TrainState:
-        """Shapes and dtypes of the state, without making it."""
-        return jax.eval_shape(self.fresh_state)
+    def stream(
+        self, train: Source, start: int, stop: int, interrupt: Callable[[], bool] = lambda: False
+    ) -> Prefetcher:
+        """Reads the training events of some steps ahead; those of this process."""
+        data = self.config.data
+        return prefetch(
+            train,
+            start=start,
+            stop=stop,
+            size=self.global_batch // self.shard[1],
+            shard=self.shard,
+            seed=self.config.seed,
+            depth=data.prefetch_factor,
+            put=self.put,
+            keys=self.keys,
+            timeout_s=data.timeout_s,
+            interrupt=interrupt,
+        )
 
     def try_step(self, train: Source, state: TrainState | None = None) -> float:
         """Makes the first step and returns its loss; nothing is kept."""
         state = self.fresh_state() if state is None else state
-        draw = {"size": self.global_batch, "seed": self.config.seed, "put": self.put}
-        with prefetch(train, start=0, stop=1, keys=self.keys, **draw) as stream:
+        with self.stream(train, 0, 1) as stream:
             _, tally = self.train_step(state, next(stream).device)
         return Tally.means([tally])["loss"]
 
+    def after_validation(self, state: TrainState, loss: float) -> TrainState:
+        """Tells the validation loss to a schedule that depends on it."""
+        if state.plateau is None:
+            return state
+        whole = meshes.replicated(self.mesh)
+        update = jax.jit(self.schedule.after_validation, out_shardings=whole)
+        plateau = update(meshes.global_arrays(state.plateau, self.mesh), np.float32(loss))
+        return state.replace(plateau=self.for_steps(plateau))
+
+    def for_steps(self, state: Any) -> Any:
+        """Returns a state, or a part of it, as the training step returns it itself."""
+        return state if self.mode == "jit" else meshes.as_pmap_returns(state, self.mesh)
+
     def validate(
-        self, params: Any, valid: Mapping[str, Source], stop: StopFlag | None
+        self,
+        params: Any,
+        valid: Mapping[str, Source],
+        stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, dict[str, float]] | None:
-        """Evaluates all validation sets; None if stopped in between."""
+        """Evaluates all validation sets; None if `stop` said so in between."""
         results = {}
         for name, source in valid.items():
             metrics = evaluate(
@@ -136,13 +176,27 @@ class Trainer:
                 size=self.eval_size,
                 put=self.put,
                 keys=self.keys,
-                seed=self.config.eval.seed,
-                stop=lambda: bool(stop),
+                key=self.eval_key,
+                timeout_s=self.config.data.timeout_s,
+                stop=stop,
             )
             if metrics is None:
                 return None
             results[name] = self.task.derive(metrics)
         return results
+
+
+def check_config(task: Task, config: ConfigDict) -> None:
+    """Checks, without data and devices, what the engine reads of a config.
+
+    Raises:
+        ConfigError: A value that the engine cannot use, a pattern that finds no parameter.
+    """
+    _check_numbers(config)
+    schedule = make_schedule(config.optim, steps_per_epoch=1, epochs=config.train.epochs)
+    tx = make_optimizer(config.optim, schedule, task.frozen)
+    example = jax.tree.map(jnp.asarray, example_batch(task.spec, 2))
+    jax.eval_shape(lambda: tx.init(task.init(jax.random.PRNGKey(0), example)))
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -156,6 +210,10 @@ def _check_numbers(config: ConfigDict) -> None:
         "train.keep_last": 1,
         "train.keep_best": 0,
         "train.max_skipped_in_row": 1,
+        "train.max_skipped_share": 0,
+        "train.save_minutes": 0,
+        "train.mesh.data": 0,
+        "train.mesh.model": 1,
         "eval.every_epochs": 1,
         "log.every": 1,
     }
@@ -164,7 +222,9 @@ def _check_numbers(config: ConfigDict) -> None:
         for part in key.split("."):
             value = value[part]
         if value < least:
-            raise ConfigError(f"{key} is {value}", expected=f"a whole number from {least}")
+            raise ConfigError(f"{key} is {value}", expected=f"a number from {least}")
+    if config.data.timeout_s <= 0:
+        raise ConfigError(f"data.timeout_s is {config.data.timeout_s}", expected="seconds above 0")
 
 
 def check_spec(task: Task, source: Source) -> None:

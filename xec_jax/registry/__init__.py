@@ -1,0 +1,1 @@
+"""The registry of trainings: finding runs, comparing them, showing them."""

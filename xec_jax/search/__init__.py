@@ -1,0 +1,1 @@
+"""Hyper-parameter searches: the space, one trial, the study that workers share, its results."""

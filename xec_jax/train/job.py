@@ -1,0 +1,175 @@
+"""A training as a cluster sees it: one job on one run folder, from its lock to its exit code."""
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from xec_jax.config import to_json, write_text
+from xec_jax.data.source import Source
+from xec_jax.errors import DeviceMemoryError, Preempted
+from xec_jax.tasks.base import Task
+from xec_jax.train import distributed
+from xec_jax.train.distributed import tell
+from xec_jax.train.hooks import Figures, Hook, TrainingCurves
+from xec_jax.train.lock import Lock
+from xec_jax.train.loggers import ConsoleLogger, JsonlLogger
+from xec_jax.train.loop import FitResult, fit
+from xec_jax.train.memory import halved
+from xec_jax.train.saved import load_run
+from xec_jax.train.signals import StopFlag
+from xec_jax.train.status import recorded
+from xec_jax.train.step import TrainState
+from xec_jax.train.trackers import make_trackers
+from xec_jax.train.trainer import Trainer, check_spec
+from xec_jax.train.workdir import open_workdir
+
+log = logging.getLogger(__name__)
+
+
+def run_job(
+    task: Task,
+    config: ConfigDict,
+    train: Source,
+    valid: Mapping[str, Source],
+    workdir: Path,
+    *,
+    stop: StopFlag,
+    command: Sequence[str] = (),
+    dry_run: bool = False,
+    overwrite: bool = False,
+    accept_new_data: bool = False,
+    resume: str = "auto",
+) -> FitResult | None:
+    """Trains, or continues, the run of a folder.
+
+    Whatever can be wrong with config and data is found before the folder is touched. Of several
+    processes, the first one owns the folder: lock, records and figures are its business.
+
+    Args:
+        task: The experiment.
+        config: Resolved config.
+        train: Training events.
+        valid: Validation sets by name.
+        workdir: Run folder.
+        stop: Flag that signals set.
+        command: Command line, for the record.
+        dry_run: Make one step, print its loss, write nothing.
+        overwrite: Delete the run that the folder holds.
+        accept_new_data: Continue although the events are others.
+        resume: `auto`, `never` (refuse a folder with a run) or `must` (refuse one without).
+
+    Returns:
+        Final state and metrics; None after a dry run.
+
+    Raises:
+        XecError: Of every kind; see `fit`, `open_workdir` and `Lock`.
+    """
+    make_trackers(config, workdir)  # checks their names
+    for source in valid.values():
+        check_spec(task, source)
+    trainer = Trainer(task, config, train)  # traces the network: values that do not fit show now
+    folder = workdir / "checkpoints"
+    # A save that was cut off leaves `N.something` behind, which is no checkpoint.
+    begun = not overwrite and distributed.first_does(
+        lambda: any(path.name.isdigit() for path in folder.glob("*"))
+    )
+    is_handed_over = config.train.init_from is not None and not begun
+    if dry_run:
+        start = _first_state(trainer, config) if is_handed_over else None
+        loss = trainer.try_step(train, start)
+        tell(f"dry run: config and data are fine, loss of the first step {loss:.4g}")
+        return None
+    if is_handed_over:  # weights that do not fit are found before a folder is made
+        _first_state(trainer, config)
+    if trainer.global_batch > len(train):
+        log.warning(
+            "a step takes %d events, there are %d: batches are mostly padding; lower "
+            "data.batch_size or train.grad_accum_steps",
+            *(trainer.global_batch, len(train)),
+        )
+    events = {name: s.fingerprint[:16] for name, s in {"train": train, **valid}.items()}
+    record = {**task.record, "events": events, "events_per_step": trainer.global_batch}
+    stop.defer()  # from here on there is something to lose
+    with contextlib.ExitStack() as stack:
+
+        def open_folder() -> bool:
+            stack.enter_context(Lock(workdir))
+            is_resumed = open_workdir(
+                *(workdir, config),
+                record=record,
+                overwrite=overwrite,
+                accept_new_data=accept_new_data,
+                resume=resume,
+            )
+            stack.enter_context(recorded(workdir, command))
+            return is_resumed
+
+        resumed = distributed.first_does(open_folder)
+        try:
+            result = _fit_in_memory(trainer, config, train, valid, workdir, stop, is_handed_over)
+        except Preempted:
+            distributed.barrier("end")  # so that none gives up on the first, which may be drawing
+            raise
+        distributed.barrier("end")
+    if resumed and not result.steps_run:
+        steps = int(result.state.step)
+        tell(f"already complete after {steps} steps; raise train.epochs to go on")
+    return result
+
+
+def _fit_in_memory(
+    trainer: Trainer,
+    config: ConfigDict,
+    train: Source,
+    valid: Mapping[str, Source],
+    workdir: Path,
+    stop: StopFlag,
+    is_handed_over: bool,
+) -> FitResult:
+    """Fits; with `train.auto_batch`, halves the batch until a step fits into memory."""
+    while True:
+        smaller = halved(config) if config.train.auto_batch else None
+        start = _first_state(trainer, config) if is_handed_over else None
+        hooks = _hooks(trainer.task, config, valid, workdir) if distributed.is_first() else []
+        try:
+            return fit(
+                *(trainer.task, config, train, valid),
+                workdir=workdir,
+                state=start,
+                hooks=hooks,
+                stop=stop,
+                trainer=trainer,
+            )
+        except DeviceMemoryError as error:
+            if smaller is None:
+                raise
+            log.warning("%s\n  trying again with half the batch and twice the micro-batches", error)
+        del start, hooks
+        config = smaller
+        trainer = Trainer(trainer.task, config, train)
+        if distributed.is_first():
+            write_text(workdir / "config.json", to_json(config) + "\n")
+
+
+def _first_state(trainer: Trainer, config: ConfigDict) -> TrainState:
+    """Takes over the weights of `train.init_from`."""
+    state, text = trainer.state_from(load_run(Path(config.train.init_from)))
+    tell(f"{config.train.init_from}: {text}")
+    return state
+
+
+def _hooks(
+    task: Task, config: ConfigDict, valid: Mapping[str, Source], workdir: Path
+) -> list[Hook]:
+    hooks: list[Hook] = [
+        ConsoleLogger(tuple(config.log.show)),
+        JsonlLogger(workdir / "metrics.jsonl"),
+        TrainingCurves(workdir),
+    ]
+    if valid and config.eval.figure_events:
+        first = next(iter(valid.values()))
+        hooks.append(Figures(task, first, events=config.eval.figure_events, workdir=workdir))
+    return hooks + make_trackers(config, workdir)

@@ -1,0 +1,147 @@
+"""MLflow: a database file beside the runs, or a server."""
+
+import contextlib
+import logging
+import os
+import socket
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from xec_jax.train.records import Record
+from xec_jax.train.trackers.facts import Facts, artifacts
+from xec_jax.train.trackers.names import named
+
+STATUS = {"done": "FINISHED", "failed": "FAILED", "preempted": "KILLED", "interrupted": "KILLED"}
+FILE = "sqlite:///"
+
+
+def open_run(facts: Facts, run_id: str | None) -> "MlflowWriter":
+    """Continues a run, or starts one in the experiment `facts.experiment`."""
+    # A dead server should show in seconds; the caller tries again by itself.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # errors are the caller's to report
+    folder = facts.workdir.resolve().parent
+    uri = facts.mlflow_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    uri = uri or f"sqlite:///{folder}/mlflow.db"
+    store = None
+    if uri.startswith(FILE):
+        path = Path(uri.removeprefix(FILE).partition("?")[0]).absolute()
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _create(path)
+        # Beside the database, not in the folder that the process happens to run in.
+        store = f"{path.parent}/mlartifacts"
+    client = MlflowClient(tracking_uri=uri)
+    experiment = _experiment(client, facts.experiment, store)
+    run = _find(client, run_id)
+    is_new = run is None
+    if run is None:
+        run = client.create_run(experiment, run_name=facts.run_name)
+    else:
+        client.update_run(run.info.run_id, status="RUNNING")
+    writer = MlflowWriter(client, run.info.run_id, facts, is_new=is_new)
+    writer.describe(run.data.params)
+    return writer
+
+
+class MlflowWriter:
+    """An open MLflow run; see `copier.Writer`."""
+
+    def __init__(self, client: Any, run_id: str, facts: Facts, *, is_new: bool) -> None:
+        self.client, self.run_id, self.facts, self.is_new = client, run_id, facts, is_new
+
+    def describe(self, old: dict[str, str]) -> None:
+        """Sends parameters and tags. MLflow never changes a parameter: a new value is a tag."""
+        from mlflow.entities import Param, RunTag
+
+        params = self.facts.params
+        tags = dict(self.facts.tags)
+        if "git.commit" in tags:
+            tags["mlflow.source.git.commit"] = tags["git.commit"]
+        tags |= {f"changed.{k}": v for k, v in params.items() if old.get(k, v) != v}
+        for part in _parts([Param(k, v) for k, v in params.items() if k not in old], 100):
+            self.client.log_batch(self.run_id, params=part)
+        for part in _parts([RunTag(k, v) for k, v in tags.items()], 100):
+            self.client.log_batch(self.run_id, tags=part)
+
+    def write(self, records: Sequence[Record]) -> None:
+        """Sends metrics with their step and the time at which they were made."""
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, int(1000 * record.get("time", time.time())), record["step"])
+            for record in records
+            for name, value in named(record).items()
+        ]
+        for part in _parts(metrics, 1000):
+            self.client.log_batch(self.run_id, metrics=part)
+
+    def close(self, state: str | None) -> None:
+        """Uploads the files and sets the status of the run."""
+        self.client.log_dict(self.run_id, self.facts.config, "config.json")
+        workdir = self.facts.workdir
+        for path in artifacts(workdir):
+            folder = path.relative_to(workdir).parent.as_posix()
+            self.client.log_artifact(self.run_id, str(path), None if folder == "." else folder)
+        if state in STATUS:
+            self.client.set_terminated(self.run_id, STATUS[state])
+
+
+def _experiment(client: Any, name: str, store: str | None) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None:
+        return experiment.experiment_id
+    return client.create_experiment(name, artifact_location=store and f"{store}/{name}")
+
+
+def _find(client: Any, run_id: str | None) -> Any:
+    """Returns the run, None if it was deleted there or is in another database."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _create(path: Path) -> None:
+    """Makes an empty database, all at once.
+
+    MLflow makes its tables in a hundred steps. Of jobs that start together, as a sweep does, each
+    would spoil those of the others, and a job that is killed would leave a part.
+    """
+    from mlflow.tracking import MlflowClient
+
+    with tempfile.TemporaryDirectory() as scratch:
+        MlflowClient(tracking_uri=f"{FILE}{scratch}/new.db").search_experiments()
+        copy = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+        with (
+            contextlib.closing(sqlite3.connect(f"{scratch}/new.db")) as new,
+            contextlib.closing(sqlite3.connect(copy)) as database,
+        ):
+            new.backup(database)
+            # Jobs may write while others read; a setting that stays with the file.
+            database.execute("PRAGMA journal_mode=WAL")
+        with contextlib.suppress(FileExistsError):
+            os.link(copy, path)  # the first one wins
+        copy.unlink()
+
+
+def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+    """MLflow takes so many at once."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
