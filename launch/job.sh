@@ -4,9 +4,11 @@
 # shellcheck source=launch/environment.sh
 source launch/environment.sh
 
-# GPUs that do not work are an error, not a night of training on the CPU. How much memory JAX takes
+# A missing GPU is an error, not a night of training on the CPU: with "cuda,cpu" JAX takes the CPU
+# without a word where it sees no GPU, and --export=ALL brings along a JAX_PLATFORMS=cpu of the login
+# shell. Nothing here needs the CPU as a device. How much memory JAX takes
 # (XLA_PYTHON_CLIENT_MEM_FRACTION) stays as it is: 75 % of each GPU, at the start.
-export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda,cpu}"
+export JAX_PLATFORMS="${XEC_PLATFORMS:-cuda}"
 # Since Slurm 22.05 a step does not inherit this, and would read data with a single core.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
 

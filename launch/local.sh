@@ -13,7 +13,8 @@ key NUM_GPUS train.mesh.data
 # shellcheck source=launch/environment.sh
 source launch/environment.sh
 
-command=("${python[@]}" -m xec_jax.train --config "$config" --workdir "$workdir" "${overrides[@]}")
+command=("${python[@]}" -m xec_jax.train --config "$config" --workdir "$workdir"
+  "${resume[@]}" "${overrides[@]}")
 if [[ -n $is_dry ]]; then
   printf '%q ' "${command[@]}"
   echo

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
 # Sourced by local.sh and submit.sh: the first argument, TASK[:VARIANT], and variables become
-# `config`, `run_name`, `workdir` and `overrides`. A variable that is unset or empty adds nothing,
+# `config`, `run_name`, `workdir`, `resume` and `overrides`. A variable that is unset or empty adds nothing,
 # so the config file decides; docs/cluster.md lists them. The config loader judges keys and values.
 
 refuse() {
@@ -30,8 +30,13 @@ workdir=${SAVE_DIR:-runs}/$run_name
 
 nowhere CHUNK_SIZE "events are mixed in a buffer; XEC_OVERRIDES=data.shuffle_buffer=EVENTS"
 nowhere ONNX "exporting is no part of a training"
-nowhere RESUME_FROM "the same RUN_NAME and SAVE_DIR continue by themselves;
+resume=() # of a training, beside the overrides
+if [[ -f ${RESUME_FROM:-}/config.json && $RESUME_FROM -ef $workdir ]]; then
+  resume=(--resume must)
+else
+  nowhere RESUME_FROM "the same RUN_NAME and SAVE_DIR continue by themselves, here $workdir;
   XEC_OVERRIDES=train.init_from=RUN takes the weights of another run alone"
+fi
 [[ -z ${BATCH:-} || -z ${BATCH_SIZE:-} ]] || refuse "BATCH and BATCH_SIZE are one thing; set one"
 [[ ${MAE_CHECKPOINT:-} != *.pth ]] ||
   refuse "MAE_CHECKPOINT is a run folder; python -m xec_jax.convert makes one of $MAE_CHECKPOINT"
@@ -67,6 +72,9 @@ key NPHO_WEIGHT train.npho_weight
 key TIME_WEIGHT train.time_weight
 key AUTO_WEIGHT train.auto_channel_weight
 key MLFLOW_EXPERIMENT log.experiment
+if [[ -n ${MLFLOW_EXPERIMENT:-} && " ${XEC_OVERRIDES:-}" != *[[:space:]]log.trackers=* ]]; then
+  overrides+=("--config.log.trackers=('mlflow',)") # an experiment alone would be heard by nobody
+fi
 
 if [[ ${OUTER_FINE_POOL:-} =~ ^([0-9]+)[\ ,]+([0-9]+)$ ]]; then # "3 3", as it used to be written
   overrides+=("--config.model.outer_fine_pool=(${BASH_REMATCH[1]},${BASH_REMATCH[2]})")

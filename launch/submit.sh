@@ -28,17 +28,20 @@ job=(sbatch "--job-name=$run_name" "--partition=${PARTITION:-a100-daily}"
   "--time=${TIME:-12:00:00}" "--nodes=$nodes" "--gres=gpu:$gpus" "--cpus-per-task=$cpus"
   "--mem=${MEM:-$((48 * gpus))G}" --export=ALL)
 
-lines=()
+lines=() # of GRID, by their numbers in the file
 if [[ -n ${GRID:-} ]]; then
   [[ -r $GRID ]] || refuse "GRID=$GRID; expected a file with a line of KEY=VALUE words per job"
+  number=0
   while read -r line || [[ -n $line ]]; do
-    [[ -z $line || $line == \#* ]] || lines+=("$line")
+    number=$((number + 1))
+    [[ -z $line || $line == \#* ]] || lines[number]=$line
   done <"$GRID"
   ((${#lines[@]})) || refuse "GRID=$GRID has no lines"
 fi
 is_array=${SWEEP:-}${GRID:-}
 [[ -z ${SWEEP:-} || -z ${GRID:-} ]] || refuse "SWEEP and GRID are two ways to search; set one"
 [[ -z $is_array || $nodes == 1 ]] || refuse "NODES=$nodes with SWEEP or GRID; each of their jobs has one node"
+[[ -z $is_array || -z ${resume[*]} ]] || refuse "RESUME_FROM with SWEEP or GRID, which continue by themselves"
 [[ -z ${SWEEP_OPTIONS:-} || -n ${SWEEP:-} ]] || refuse "SWEEP_OPTIONS is set without SWEEP"
 
 train=(--config "$config" --workdir "$workdir" "${overrides[@]}")
@@ -52,9 +55,9 @@ elif [[ -n ${GRID:-} ]]; then
   job+=("--array=0-$((${#lines[@]} - 1))" launch/slurm_array.sbatch
     "${lines[@]}" -- xec_jax.train "${train[@]}")
 elif ((nodes > 1)); then
-  job+=(launch/multi_node.sbatch "${train[@]}")
+  job+=(launch/multi_node.sbatch "${train[@]}" "${resume[@]}")
 else
-  job+=(launch/slurm.sbatch "${train[@]}")
+  job+=(launch/slurm.sbatch "${train[@]}" "${resume[@]}")
 fi
 
 # here MODULE ARGUMENT...: runs a command on this node, with the python at hand: that of the job may
@@ -63,26 +66,37 @@ here() {
   JAX_PLATFORMS=cpu "${PYTHON:-python}" -m "$@"
 }
 
-# each COMMAND...: calls it with the arguments of every training.
+# each COMMAND...: calls it with the arguments of every training; `place` says where those stand.
 each() {
   if ((!${#lines[@]})); then "$@" "${train[@]}"; fi
-  local k words
-  for k in "${!lines[@]}"; do
-    read -ra words <<<"${lines[$k]}"
+  local number words k=0
+  for number in "${!lines[@]}"; do
+    read -ra words <<<"${lines[number]}"
+    place="$GRID, line $number: ${lines[number]}"
     "$@" "${train[@]//%a/$k}" "${words[@]/#/--config.}"
+    k=$((k + 1))
   done
 }
+place=
 
 # check MODULE ARGUMENT...: ends this script if the command finds fault with the config.
 check() {
   local code=0
   here "$@" || code=$?
+  if [[ $code != 0 && -n $place ]]; then echo "in $place" >&2; fi
   if ((code == 2)) || [[ $code != 0 && -n $is_dry ]]; then exit "$code"; fi
   if ((code)); then echo "warning: the config cannot be checked here; the job will do it" >&2; fi
 }
 
 register() {
   here xec_jax.runs register "$@" || echo "warning: the run could not be registered" >&2
+}
+
+# withdraw --config FILE --workdir DIR ...: takes the registration back; a run that has begun keeps
+# its state.
+withdraw() {
+  [[ -e $4/config.json ]] || here xec_jax.runs fail "$4" --reason "sbatch refused it" ||
+    echo "warning: $4 may still be registered" >&2
 }
 
 if [[ -n $is_dry ]]; then
@@ -97,4 +111,8 @@ fi
 if [[ -n $is_dry ]]; then exit; fi
 if [[ -z ${SWEEP:-} ]]; then each register; fi # a sweep knows its runs when it makes them
 mkdir -p slurm_logs # Slurm does not, and a job without its log's folder dies in silence
-exec "${job[@]}"
+"${job[@]}" || {
+  code=$?
+  if [[ -z ${SWEEP:-} ]]; then each withdraw; fi
+  exit "$code"
+}

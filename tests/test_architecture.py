@@ -13,6 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
     "types": 0,
     "errors": 0,
+    "redact": 0,
     "config": 1.0,
     "defaults": 1.05,
     "yaml_tables": 1.055,

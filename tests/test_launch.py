@@ -14,7 +14,9 @@ from cluster import LAUNCH, PATIENT, STUB, Cluster, wait_for
 from commands import ROOT
 
 from xec_jax import config as configs
+from xec_jax import runs
 from xec_jax.targets import QUANTITIES
+from xec_jax.train import status
 
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
@@ -45,7 +47,6 @@ ALL = {
     "EMA_DECAY": ("0.99", "optim.ema_decay", 0.99),
     "GRAD_CLIP": ("0", "optim.grad_clip", 0),
     "CHANNEL_DROPOUT_RATE": ("0.2", "data.augment.channel_dropout", 0.2),
-    "MLFLOW_EXPERIMENT": ("gamma mae", "log.experiment", "gamma mae"),
     "OUTER_MODE": ("split", "model.outer_mode", "split"),
     "OUTER_FINE_POOL": ("5 3", "model.outer_fine_pool", (5, 3)),
     "DROP_PATH_RATE": ("0.3", "model.drop_path_rate", 0.3),
@@ -145,6 +146,37 @@ def test_xec_overrides_are_words_and_nothing_else(cluster):
     assert words == [f"--config.{word}" for word in expected]
     with pytest.raises(configs.ConfigError, match=r"\$\(id\)"):
         configs.load(str(ROOT / "configs" / "mae.py"), words)
+
+
+def test_an_mlflow_experiment_gets_its_tracker(cluster):
+    path = str(ROOT / "configs" / "mae.py")
+    log = configs.load(path, settings(cluster, "mae", MLFLOW_EXPERIMENT="gamma mae")).log
+    assert (log.experiment, log.trackers) == ("gamma mae", ("mlflow",))
+    chosen = {"XEC_OVERRIDES": "seed=7\tlog.trackers=('wandb',)", "MLFLOW_EXPERIMENT": "x"}
+    words = settings(cluster, "mae", **chosen)
+    assert [word for word in words if "log." in word] == [
+        "--config.log.experiment=x",
+        "--config.log.trackers=('wandb',)",
+    ]
+
+
+def test_resume_from_the_run_itself_is_what_happens_anyway(cluster):
+    run = cluster.root / "runs" / "mae"
+    run.mkdir(parents=True)
+    for name in ("runs/mae", "runs/mae/checkpoints"):
+        assert cluster.run("local.sh", "mae", RESUME_FROM=name)[0] == 2  # no run there yet
+    (run / "config.json").touch()
+    own = [*plain("mae"), "--resume", "must"]
+    for name in ("runs/mae", "runs/mae/", str(run)):
+        assert cluster.run("local.sh", "mae", RESUME_FROM=name)[0] == 0
+        assert cluster.calls("python")[-1] == ["-m", "xec_jax.train", *own]
+    for nodes, script in (("1", "slurm"), ("2", "multi_node")):
+        assert cluster.run("submit.sh", "mae", RESUME_FROM="runs/mae", NODES=nodes)[0] == 0
+        assert cluster.calls("sbatch")[-1][-len(own) - 1 :] == [f"launch/{script}.sbatch", *own]
+        assert cluster.calls("python")[-1] == ["-m", "xec_jax.runs", "register", *plain("mae")]
+    code, _, err = cluster.run("local.sh", "mae", RESUME_FROM="runs/mae", RUN_NAME="other")
+    assert (code, "here runs/other" in err) == (2, True)
+    assert cluster.run("submit.sh", "mae", RESUME_FROM="runs/mae", SWEEP="2")[0] == 2
 
 
 def test_other_pools_are_left_to_the_config(cluster):
@@ -278,6 +310,17 @@ def test_a_grid_is_one_run_per_line(cluster, tmp_path):
         assert cluster.calls("python")[-1] == ["-m", "xec_jax.train", *words]
 
 
+def test_a_line_of_a_grid_that_does_not_fit_is_named(cluster, tmp_path):
+    grid = tmp_path / "grid.txt"
+    grid.write_text("# rates\n\noptim.lr=1e-3\noptim.lr=1e-4 # low\n")
+    cluster.add(
+        "python", STUB.replace("code=EXIT", '[[ "$*" != *config.#* ]] || exit 2; code=EXIT')
+    )
+    code, _, err = cluster.run("submit.sh", "mae", GRID=str(grid))
+    assert (code, err) == (2, f"in {grid}, line 4: optim.lr=1e-4 # low\n")
+    assert not cluster.calls("sbatch")
+
+
 def test_workers_of_a_sweep_run_one_command(cluster):
     words = ["--", "xec_jax.sweep", "--output", "a b"]
     cluster.run("slurm_array.sbatch", *words, SLURM_ARRAY_TASK_ID="3", SLURM_JOB_ID="6")
@@ -318,6 +361,37 @@ def test_a_login_node_without_the_package_only_warns(cluster):
     assert len(cluster.calls("sbatch")) == 1
     assert cluster.run("submit.sh", "mae", EXIT_python="1", DRY_RUN="1")[0] == 1
     assert cluster.run("submit.sh", "mae", EXIT_sbatch="3")[0] == 3
+
+
+def test_what_sbatch_refuses_is_not_left_registered(cluster, tmp_path):
+    grid = tmp_path / "grid.txt"
+    grid.write_text("seed=1\nseed=2\nseed=3\n")
+    begun = cluster.root / "runs" / "mae" / "1"
+    begun.mkdir(parents=True)
+    (begun / "config.json").touch()
+    assert cluster.run("submit.sh", "mae", GRID=str(grid), EXIT_sbatch="3")[0] == 3
+    failed = [words for words in cluster.calls("python") if words[2] == "fail"]
+    assert failed == [
+        ["-m", "xec_jax.runs", "fail", f"runs/mae/{k}", "--reason", "sbatch refused it"]
+        for k in (0, 2)  # the other one is a run that was to be continued
+    ]
+
+
+def test_a_registered_run_can_be_withdrawn(tmp_path):
+    status.register(tmp_path / "run", command=["x"])
+    assert runs.main(["fail", str(tmp_path / "run"), "--reason", "sbatch refused it"]) == 0
+    entry = status.read(tmp_path / "run")
+    assert (entry["state"], entry["reason"]) == ("failed", "by hand: sbatch refused it")
+
+
+def test_the_job_by_hand_in_the_docs_is_that_of_the_script(cluster):
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    block = re.search(r"^ +mkdir -p slurm_logs\n((?: +.*\\\n)+.*)", text, re.MULTILINE)
+    words = shlex.split(block[1].replace("\\\n", ""))
+    cluster.run("submit.sh", "mae", RUN_NAME="x", XEC_OVERRIDES="data.train=")
+    (job,) = cluster.calls("sbatch")
+    assert words[:-1] == ["sbatch", *job[:-1]]
+    assert words[-1].startswith(job[-1])
 
 
 @pytest.mark.parametrize(

@@ -99,10 +99,12 @@ def test_what_a_job_sets_for_its_step(cluster):
     job(cluster, SLURM_CPUS_PER_TASK="16")
     seen = cluster.seen_by("python")
     assert seen["SRUN_CPUS_PER_TASK"] == "16"
-    assert seen["JAX_PLATFORMS"] == "cuda,cpu"
+    assert seen["JAX_PLATFORMS"] == "cuda"  # with the CPU in it, a missing GPU would be no error
     assert seen["PYTHONUNBUFFERED"] == seen["PYTHONNOUSERSITE"] == "1"
     assert not [name for name in seen if name.startswith(("XLA_", "NCCL_"))]
-    job(cluster, JAX_PLATFORMS="cpu")
+    job(cluster, JAX_PLATFORMS="cpu")  # a login shell's, which --export=ALL brings along
+    assert cluster.seen_by("python")["JAX_PLATFORMS"] == "cuda"
+    job(cluster, JAX_PLATFORMS="cuda", XEC_PLATFORMS="cpu")
     assert cluster.seen_by("python")["JAX_PLATFORMS"] == "cpu"
 
 

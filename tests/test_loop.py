@@ -124,8 +124,8 @@ def test_records(tmp_path):
 
 def test_cut_off_line_is_left_out_and_ended(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
-    assert read_jsonl(path) == [{"step": 1}]
+    path.write_text(json.dumps({"step": 1, "split": "train"}) + "\n" + '{"step": 2, "lo')
+    assert read_jsonl(path) == [{"step": 1, "split": "train"}]
     logger = JsonlLogger(path)
     logger.on_start(RunInfo(start_step=1, total_steps=9, steps_per_epoch=3, global_batch=1))
     logger.on_record({"step": 2, "split": "train"})

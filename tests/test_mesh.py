@@ -17,6 +17,7 @@ from xec_jax.errors import ConfigError
 from xec_jax.train.mesh import (
     batch_putter,
     check_mode,
+    for_steps,
     local_copy,
     make_mesh,
     replicated,
@@ -95,7 +96,7 @@ def test_only_what_is_large_and_divides_evenly_is_cut():
 def test_the_old_state_makes_room_for_the_new(mode):
     mesh = make_mesh(4)
     old = init_state(jax.tree.map(np.copy, wide_params()), TX, seed=1, with_ema=True)
-    old = jax.device_put(old, replicated(mesh))
+    old = for_steps(jax.device_put(old, replicated(mesh)), mesh, mode)
     copy = local_copy(old.params, mesh)
     step = make_train_step(wide_loss, TX, mesh=mesh, mode=mode, ema_decay=0.9)
     step(old, batch_putter(mesh, mode)(toy_batch()))

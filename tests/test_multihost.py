@@ -23,6 +23,7 @@ from xec_jax.train.distributed import Cluster, find_cluster
 from xec_jax.train.evaluate import evaluate
 from xec_jax.train.mesh import (
     batch_putter,
+    for_steps,
     global_arrays,
     local_copy,
     make_mesh,
@@ -62,7 +63,7 @@ def train(cut, folder):
     shard = distributed.index(), distributed.count()
     source, valid = toy.sources(n=19)  # 16 events a step, so 3 are left over; 11 to validate
     make, shardings = initial(mesh)
-    state, put = make(), batch_putter(mesh, mode)
+    state, put = for_steps(make(), mesh, mode), batch_putter(mesh, mode)
     step = make_train_step(loss, TX, mesh=mesh, mode=mode, ema_decay=0.9, state_shardings=shardings)
     options = {"size": 16 // shard[1], "shard": shard, "put": put, "keys": KEYS, "seed": 3}
     tallies = []
@@ -73,6 +74,7 @@ def train(cut, folder):
     metrics = Tally.means(tallies)
     eval_step = make_eval_step(loss, mesh=mesh, mode=mode, params_shardings=shardings.params)
     key = jax.device_put(np.asarray(jax.random.PRNGKey(0)), replicated(mesh))
+    key = for_steps(key, mesh, mode)
     options = {"size": 8, "put": put, "keys": KEYS, "key": key}
     valid_metrics = evaluate(eval_step, state.ema, valid["valid"], **options)
     params = jax.device_get(local_copy(state.params, mesh))
@@ -109,6 +111,8 @@ def talk(folder, index):
         distributed.barrier(name)
     with pytest.raises(RuntimeError, match="lost each other"):
         distributed.barrier(f"place {index}")
+    with pytest.raises(RuntimeError, match=r"lost each other: \['agree', 'first_does'\]"):
+        distributed.first_does(lambda: 1) if index else distributed.agree(1)
 
     def write():
         (folder / f"written_by_{index}").touch()
@@ -214,6 +218,16 @@ SRUN = {
 )
 def test_tasks_of_srun_find_each_other(change, coordinator, devices):
     assert find_cluster(SRUN | change) == Cluster(coordinator, 8, 5, devices)
+
+
+def test_steps_of_one_job_do_not_meet():
+    steps = ["0", "1", "2", "7", "4294967290"]  # the last one: interactive
+    found = [find_cluster(SRUN | {"SLURM_STEP_ID": step}).coordinator for step in steps]
+    assert found[0] == "node07:61444"
+    assert len({*found}) == len(steps)
+    assert all(61440 <= int(address.split(":")[1]) <= 65535 for address in found)
+    for step in ("batch", ""):
+        assert find_cluster(SRUN | {"SLURM_STEP_ID": step}).coordinator == found[0]
 
 
 @pytest.mark.parametrize(

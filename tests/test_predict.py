@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -182,9 +183,11 @@ def test_an_ensemble_has_one_kind_of_answer(runs, data, tmp_path, monkeypatch):
         )
 
     monkeypatch.setattr(base, "make_task", moody)
-    monkeypatch.setattr(json, "dumps", lambda *_, **__: str(len(made)))  # no two configs equal
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    text = (other / "config.json").read_text()
+    (other / "config.json").write_text(text.replace('"loss_beta": 1.0', '"loss_beta": 2.0'))
     with pytest.raises(ConfigError, match="predict different things"):
-        predict(tmp_path / "out.root", "--run", *runs, "--input", data)
+        predict(tmp_path / "out.root", "--run", runs[0], other, "--input", data)
 
 
 def test_mean_and_spread_of_claimed_errors():

@@ -1,8 +1,6 @@
 """The table of runs: complete, honest about what is broken, and safe to show."""
 
 import csv
-import hashlib
-import html.parser
 import io
 import json
 import os
@@ -11,52 +9,14 @@ import sys
 
 import pytest
 import toy
+from listing import COMMAND, make_run, rows_of
 
-from xec_jax import config as configs
 from xec_jax import runs as command
 from xec_jax.errors import ConfigError
 from xec_jax.registry import scan, table
-from xec_jax.registry.page import to_html
-from xec_jax.registry.page_assets import SCRIPT
 from xec_jax.registry.run import Metric
 from xec_jax.registry.text import to_text
 from xec_jax.train import status
-
-COMMAND = ["python", "-m", "xec_jax.train"]
-EVIL = "<script>alert(1)</script>'\"&"
-
-
-def make_run(folder, *, state="done", losses=(3.0, 2.0), train=4, commit="a" * 40, **keys):
-    """A run folder as training leaves it; `keys` are config keys with __ for the dot."""
-    folder.mkdir(parents=True)
-    config = toy.config()
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in keys.items()})
-    (folder / "config.json").write_text(configs.to_json(config))
-    environment = {
-        "git": commit,
-        "record": {"events": {"train": "feed" * 4, "valid": "beef" * 4}},
-    }
-    (folder / "environment.json").write_text(json.dumps(environment))
-    lines = []
-    for epoch, loss in enumerate(losses, start=1):
-        for step in range((epoch - 1) * train + 1, epoch * train + 1):
-            place = {"step": step, "split": "train", "epoch": step / train}
-            lines.append({**place, "loss": 9.0, "lr": 0.1, "events_per_s": 100.0 + step})
-        place = {"step": epoch * train, "split": "valid", "epoch": float(epoch)}
-        lines.append({**place, "loss": loss, "accuracy": loss and 1 - loss})
-        lines.append({**place, "split": "other", "loss": -5.0})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    if state:
-        ended = {"state": state, "started": "2026-03-01T10:00:00+00:00", "hours": 1.5}
-        facts = {"attempts": 2, "note": "", "command": COMMAND, "job": "77"}
-        (folder / "status.json").write_text(json.dumps({**ended, **facts}))
-    return folder
-
-
-def rows_of(*arguments, capsys):
-    """What a listing says, by the names of the runs."""
-    assert command.main(["list", *map(str, arguments), "--format", "json"]) == 0
-    return {row["run"]: row for row in json.loads(capsys.readouterr().out)}
 
 
 def test_all_that_a_run_says(tmp_path, capsys):
@@ -114,36 +74,6 @@ def test_lost_runs_are_told_from_running_ones(tmp_path, capsys):
     assert rows["alive"]["hours"] > 1.5
 
 
-BIG = '{"step": 3, "epoch": 1e-320, "split": "valid", "loss": 1%s}' % ("0" * 400)
-DAMAGE = {
-    "config.json": ["", "{", "[]", "null", "[" * 100_000, '{"task": ["toy"]}'],
-    "environment.json": ["", "{", "[]", '{"record": 3}', '{"git": 5, "record": {"events": 7}}'],
-    "status.json": ["", "{", "[]", '{"state": "flying"}', '{"state": "done", "planned": 3}'],
-    "metrics.jsonl": ["", BIG, "\0\0", "[]\nnull\n3\n", '{"step": "x", "split": 3, "loss": {}}\n'],
-}
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_damaged_runs_are_shown_and_disturb_nobody(tmp_path, capsys, name):
-    make_run(tmp_path / "whole")
-    for k, text in enumerate(DAMAGE[name]):
-        (make_run(tmp_path / f"bad{k}") / name).write_text(text)
-    (make_run(tmp_path / "folder") / name).unlink()
-    (tmp_path / "folder" / name).mkdir()
-    rows = rows_of(tmp_path, capsys=capsys)
-    assert len(rows) == 2 + len(DAMAGE[name])
-    assert rows["whole"]["state"] == "done"
-    for name_of_run, row in rows.items():
-        assert row["state"] != "broken" or row["reason"], name_of_run
-    assert rows["folder"]["state"] == "broken"
-    if name != "metrics.jsonl":
-        assert rows["bad0"]["state"] == rows["bad1"]["state"] == rows["bad2"]["state"] == "broken"
-    forms = ("text", "csv", "html") if name == "metrics.jsonl" else ("text", "csv")
-    for form in forms:
-        assert command.main([str(tmp_path), "--format", form]) == 0
-        assert "whole" in capsys.readouterr().out
-
-
 def test_a_half_written_line_is_passed_over(tmp_path, capsys):
     path = make_run(tmp_path / "run") / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 99, "split": "valid", "lo')
@@ -164,6 +94,16 @@ def test_where_runs_are_looked_for(tmp_path, capsys):
     assert list(rows) == ["r2", "r10"]
     assert rows["r10"]["state"] == "unknown"
     assert list(rows_of(tmp_path / "r2", capsys=capsys)) == ["r2"], "the folder itself"
+
+
+@pytest.mark.parametrize(
+    "copy", ["mlartifacts/toy/123/artifacts", "wandb/run-1/files", "tensorboard/x", "mlruns/0/1"]
+)
+def test_copies_that_trackers_made_are_no_runs(tmp_path, capsys, copy):
+    make_run(tmp_path / "run")
+    make_run(tmp_path / copy)
+    make_run(tmp_path / "run" / copy)
+    assert list(rows_of(tmp_path, capsys=capsys)) == ["run"]
 
 
 def test_differences(tmp_path):
@@ -253,96 +193,25 @@ def test_nothing_to_list(tmp_path, capsys):
     assert "none of 1 runs" in capsys.readouterr().err
 
 
-class Page(html.parser.HTMLParser):
-    """Collects what a browser would act on."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.addresses, self.handlers = [], [], []
-        self.open, self.scripts, self.cells = [], [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        if tag not in ("meta", "br", "path", "use", "line", "rect"):
-            self.open.append(tag)
-        for name, value in attributes:
-            if name in ("src", "href", "xlink:href", "action", "data", "srcset"):
-                self.addresses.append(value)
-            if name.startswith("on"):
-                self.handlers.append(name)
-
-    def handle_endtag(self, tag):
-        if self.open and self.open[-1] == tag:
-            self.open.pop()
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            self.scripts.append(data)
-        elif self.open and self.open[-1] in ("a", "summary", "td", "text"):
-            self.cells.append(data)
-
-
-def test_the_page_is_whole_and_self_contained(tmp_path):
-    make_run(tmp_path / "one", optim__lr=1e-3)
-    make_run(tmp_path / "two", optim__lr=1e-4, losses=(None, 0.5, 0.25))
-    status.register(tmp_path / "three", command=COMMAND, note="soon")
-    text = to_html(scan.scan(tmp_path, Metric()), Metric(), "Runs")
-    page = Page(text)
-    assert page.open == [], "every tag is closed"
-    assert all(address.startswith("#") for address in page.addresses)
-    assert not re.search(r"@import|url\((?!#)", text)
-    assert page.tags.count("script") == 1
-    assert page.tags.count("tr") >= 4
-    assert page.tags.count("svg") == 2 + 1 + 2, "two legends, the comparison, two runs"
-    assert {"one", "two", "three", "0.25 @12", "soon"} <= set(page.cells)
-    assert "validation: loss" in page.cells
-
-
-def test_the_page_escapes_everything(tmp_path):
-    name = EVIL.replace("/", "")
-    folder = make_run(tmp_path / name, model__evil=EVIL, state="failed")
-    make_run(tmp_path / "tame", model__evil="$a$")
-    made = json.loads((folder / "status.json").read_text())
-    evil = dict.fromkeys(("note", "reason", "job", "host", "started"), EVIL)
-    (folder / "status.json").write_text(json.dumps({**made, **evil, "command": [EVIL]}))
-    environment = {"git": EVIL, "record": {"events": {"train": EVIL}}}
-    (folder / "environment.json").write_text(json.dumps(environment))
-    record = {"step": 20, "split": EVIL, "loss": 1.0, EVIL: 2.0}
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
-    claim = dict.fromkeys(("title", "task", "result", "config", "analysis", EVIL), EVIL)
-    (tmp_path / "claims.jsonl").write_text(json.dumps({"kind": "claim", **claim}) + "\n")
-    for metric in (Metric(), Metric(EVIL, EVIL)):
-        page = Page(to_html(scan.scan(tmp_path, metric), metric, EVIL))
-        assert page.scripts == [SCRIPT]
-        assert page.handlers == []
-        assert any(name in cell for cell in page.cells), "shown as it is"
-        assert any(EVIL in cell for cell in page.cells)
-
-
-def test_the_page_allows_its_own_script_only(tmp_path):
-    import base64
-
-    text = to_html([], Metric(), "Runs")
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    assert "default-src 'none'" in text
-    assert f"script-src 'sha256-{digest}'" in text
-    assert f"<script>{SCRIPT}</script>" in text
-
-
-def test_passwords_in_addresses_are_hidden(tmp_path, capsys):
-    uri = "http://me:secret@host/mlflow"
-    keys = {"log__mlflow_uri": uri, "optim__no_decay": (uri,)}
-    path = make_run(tmp_path / "a", **keys) / "status.json"
-    make_run(tmp_path / "b")
-    made = json.loads(path.read_text())
-    path.write_text(json.dumps(made | {"reason": f"no {uri}", "command": ["train", uri]}))
-    for form in ("text", "csv", "json", "html"):
-        assert command.main([str(tmp_path), "--format", form]) == 0
-        out = capsys.readouterr().out
-        assert "secret" not in out, form
-        assert "***@host" in out.replace("\n", "").replace(" ", ""), form
+def test_a_metric_that_nobody_recorded(tmp_path, capsys):
+    make_run(tmp_path / "run", losses=(1.0, None))
+    for name, hint in {
+        "los": "loss",
+        "acuracy": "accuracy",
+        "vaild/loss": "valid/loss",
+        "train/los": "train/loss",
+    }.items():
+        with pytest.raises(ConfigError, match=f"no run has recorded '{name}'") as caught:
+            rows_of(tmp_path, "--metric", name, capsys=capsys)
+        assert hint in caught.value.expected
+    make_run(tmp_path / "empty" / "null", losses=(None,))
+    for name in ("loss", "valid/accuracy", "train/lr"):
+        assert rows_of(tmp_path / "empty", "--metric", name, capsys=capsys)
+    make_run(tmp_path / "early" / "unvalidated", losses=())
+    record = '{"step": 1, "split": "train", "loss": 1.0}\n'
+    (tmp_path / "early" / "unvalidated" / "metrics.jsonl").write_text(record)
+    assert rows_of(tmp_path / "early", capsys=capsys)
+    assert rows_of(tmp_path / "early", "--metric", "accuracy", capsys=capsys), "perhaps later"
 
 
 CONFIG = """

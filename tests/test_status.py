@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from xec_jax import config as configs
-from xec_jax.errors import CheckpointError, DiskError, DivergedError, Preempted
+from xec_jax.errors import CheckpointError, DataError, DiskError, DivergedError, Preempted
 from xec_jax.train import status
 from xec_jax.train.lock import Lock
 
@@ -75,6 +75,9 @@ def test_registering_again_before_the_start_corrects_the_plan(tmp_path):
     status.register(tmp_path, command=COMMAND, note="old")
     status.register(tmp_path, command=COMMAND, note="new")
     assert status.read(tmp_path)["note"] == "new"
+    status.close(tmp_path, "failed", "sbatch refused it")
+    assert status.register(tmp_path, command=COMMAND) is True, "submitted again"
+    assert status.read(tmp_path)["state"] == "registered"
 
 
 @pytest.mark.parametrize("error", [None, DivergedError("not finite")])
@@ -178,3 +181,37 @@ def test_durations_do_not_follow_the_clock(tmp_path, monkeypatch):
         monkeypatch.setattr(status, "_now", lambda: "2001-01-01T00:00:00+00:00")
         time.sleep(0.01)
     assert status.read(tmp_path)["hours"] > 0
+
+
+def test_a_refused_job_is_noted_where_it_was_waited_for(tmp_path, monkeypatch):
+    def refused(workdir):
+        with pytest.raises(DataError), status.refusals_noted(workdir):
+            raise DataError("no file behind '/data/*.root'")
+        return status.read(workdir)
+
+    assert refused(tmp_path / "new") is None
+    assert not (tmp_path / "new").exists()
+    status.register(tmp_path / "planned", command=["train"])
+    found = refused(tmp_path / "planned")
+    assert (found["state"], found["exit_code"]) == ("failed", 2)
+    assert found["reason"] == "no file behind '/data/*.root'"
+    with status.recorded(tmp_path / "planned", ["train"]):
+        pass
+    assert refused(tmp_path / "planned")["state"] == "done", "a wrong command changes nothing"
+    with pytest.raises(Preempted), status.recorded(tmp_path / "planned", ["train"]):
+        raise Preempted("stopped")
+    assert refused(tmp_path / "planned")["state"] == "preempted"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert refused(tmp_path / "planned")["state"] == "failed"
+
+
+def test_a_job_that_lost_its_folder_leaves_the_status_of_the_other(tmp_path):
+    def lose():
+        other = status.read(tmp_path) | {"pid": 1, "host": "node2"}
+        (tmp_path / "status.json").write_text(json.dumps(other))
+        raise CheckpointError("the folder was lost to another job")
+
+    with pytest.raises(CheckpointError), status.recorded(tmp_path, COMMAND):
+        lose()
+    assert status.read(tmp_path)["state"] == "running"
+    assert status.read(tmp_path)["host"] == "node2"

@@ -17,7 +17,9 @@ from xec_jax import sweep
 from xec_jax.errors import ConfigError, DiskError, run_command
 from xec_jax.search import results
 from xec_jax.search import trial as trials
+from xec_jax.search.plan import Plan
 from xec_jax.search.space import combinations, read_space
+from xec_jax.search.study import Study
 from xec_jax.train.distributed import find_cluster
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,7 @@ SEARCH = {
     "grid": {"optim.lr": ("log", 1e-4, 1e-2, 3), "model.pool": ("choice", (1, 1), (3, 3))},
     "ends": {"model.end": ("choice", "well", "diverged", "crashed", "killed", "refused", "blind")},
     "refused": {"model.end": ("choice", "refused", "well"), "optim.lr": ("log", 0.1, 0.2, 4)},
+    "large": {"model.end": ("choice", "large", "well"), "optim.lr": ("log", 0.1, 0.2, 4)},
     "disk": {"model.end": ("choice", "disk", "well")},
     "prune": {"optim.lr": ("choice", 1e-3, 2e-3, 3e-3, 4e-3, 5e-3, 1.0)},
     "stopped": {"model.end": ("choice", "waiting", "well")},
@@ -81,8 +84,10 @@ with Lock(workdir), (workdir / "starts").open("a") as starts:
             time.sleep(60)  # until told otherwise
     if end == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if end == "large":
+        print("DeviceMemoryError: a step\\n  remedy: a smaller one")
     print("last words of the", end)
-    sys.exit({"diverged": 3, "refused": 2, "crashed": 1, "disk": 4}.get(end, 0))
+    sys.exit({"diverged": 3, "refused": 2, "large": 2, "crashed": 1, "disk": 4}.get(end, 0))
 '''
 
 WORKER = """
@@ -219,6 +224,47 @@ def test_a_grid_needs_points(place):
     assert not (place / "study").exists()
 
 
+def test_a_large_grid_costs_as_little_at_the_start_as_a_small_one(place):
+    lines = []
+    for n in (3, 300):
+        changed = space(place, f"--search.optim.lr=('log', 1e-4, 1e-2, {n})", name="grid")
+        study = Study(place / str(n), Plan(str(place / "config.py"), (), changed, is_grid=True))
+        with study.next_trial(2 * n) as trial:
+            assert trial.params == study.plan.points()[0]
+        lines.append((study.folder / "study.journal").read_text().count("\n"))
+    assert lines[0] == lines[1]
+
+
+def test_a_worker_that_dies_while_it_takes_a_point_loses_none(place, monkeypatch):
+    plan = Plan(str(place / "config.py"), (), space(place, name="grid"), is_grid=True)
+    study = Study(place / "study", plan)
+    with monkeypatch.context() as patch:
+        patch.setattr(study.study, "ask", None)
+        with pytest.raises(TypeError), study.next_trial(6):
+            pass
+    found = []
+    for _ in range(6):
+        with study.next_trial(6) as trial:
+            found.append(trial.params)
+            study.finish(trial, "complete", 1.0)
+    with study.next_trial(6) as trial:
+        assert trial is None
+    assert found == plan.points()
+
+
+def test_proposals_keep_away_from_trials_that_still_run(place, monkeypatch):
+    study = Study(place / "study", Plan(str(place / "config.py"), (), space(place)))
+    asked = []
+    make = study.optuna.samplers.TPESampler
+    monkeypatch.setattr(
+        study.optuna.samplers,
+        "TPESampler",
+        lambda **options: asked.append(options) or make(**options),
+    )
+    with study.next_trial(1):
+        assert asked == [{"seed": 0, "constant_liar": True}]
+
+
 def test_the_dry_run_writes_nothing(place, capsys):
     assert sweep.main(arguments(place, "--dry_run", "--config.model.width=3.0")) == 0
     assert "--config.model.width=3.0 --config.optim.lr=1e-05" in capsys.readouterr().out
@@ -304,6 +350,23 @@ def test_a_study_in_which_all_is_refused_ends_early(place):
     with pytest.raises(ConfigError, match="last words of the refused"):
         sweep.main(arguments(place, "--space", "refused", "--grid"))
     assert len(table(place)) == 3
+
+
+def test_trials_too_large_for_the_devices_are_not_refused(place, capsys):
+    assert sweep.main(arguments(place, "--space", "large", "--grid")) == 0
+    assert [row["state"] for row in table(place)] == ["fail"] * 4 + ["complete"] * 4
+    assert "DeviceMemoryError" in table(place)[0]["note"]
+
+
+def test_figures_that_fail_hide_no_results(place, monkeypatch, capsys):
+    def fail(study):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(results, "draw_results", fail)
+    assert sweep.main(arguments(place, "--trials", "1")) == 0
+    out, err = capsys.readouterr()
+    assert "best loss" in out
+    assert "no space left" in err
 
 
 def test_a_full_disk_ends_the_worker_not_the_trial(place, monkeypatch):

@@ -1,5 +1,6 @@
 """Copies of the record: complete, once, in the same run after a resume; what a tracker is told."""
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -13,10 +14,12 @@ import tracking
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xec_jax.errors import CheckpointError, ConfigError, DataError, Preempted
-from xec_jax.train import status, trackers
+from xec_jax.errors import ConfigError, Preempted
+from xec_jax.registry.run import Metric
+from xec_jax.registry.scan import scan
+from xec_jax.train import trackers
 from xec_jax.train.trackers import mlflow_writer, names
-from xec_jax.train.trackers.copier import Places
+from xec_jax.train.trackers.copier import Copier, Places
 from xec_jax.train.trackers.facts import artifacts, read_facts
 
 # MLflow's database classes, with the SQLAlchemy of today.
@@ -107,7 +110,8 @@ def test_the_tracker_learns_how_the_run_ended(workdir, error, end, state):
     else:
         with pytest.raises(type(error)):
             tracking.play(workdir, server.hook(workdir), 0, end, total=9, error=error)
-    assert server.closed == [state]
+    assert server.told == ["running", state]
+    assert server.closed == 1
     assert server.steps == tracking.expected(end)
 
 
@@ -117,36 +121,10 @@ def test_wrong_names_are_found_before_anything_is_touched(tmp_path):
     with pytest.raises(ConfigError, match="perhaps tensorboard"):
         trackers.make_trackers(config, tmp_path / "run")
     config.log.trackers = ("mlflow", "tensorboard", "wandb")
-    hooks = trackers.make_trackers(config, tmp_path / "run")
-    assert [hook.copier.name for hook in hooks] == list(config.log.trackers)
+    (hook,) = trackers.make_trackers(config, tmp_path / "run")
+    assert [tracker.copier.name for tracker in hook.trackers] == list(config.log.trackers)
     assert not (tmp_path / "run").exists()
     assert trackers.make_trackers(toy.config(), tmp_path) == []
-
-
-def test_sync_replays_what_is_missing(workdir, monkeypatch):
-    server = tracking.Server()
-    monkeypatch.setitem(trackers.WRITERS, "mlflow", server.open)
-    for _ in tracking.records(workdir, 0, 9):
-        pass
-    with pytest.raises(ConfigError, match="names no tracker"):
-        trackers.sync(workdir)
-    with pytest.raises(ConfigError, match="mlflw"):
-        trackers.sync(workdir, ["mlflw"])
-    with pytest.raises(ConfigError, match="holds no run"):
-        trackers.sync(workdir.parent)
-    server.failures = 1
-    with pytest.raises(DataError, match=r"mlflow took no copy.*ConnectionError"):
-        trackers.sync(workdir, ["mlflow"])
-    trackers.sync(workdir, ["mlflow"])
-    assert server.steps == tracking.expected(9)
-    with pytest.raises(ValueError, match="oh"), status.recorded(workdir, ["train"]):
-        raise ValueError("oh")
-    trackers.sync(workdir, ["mlflow"])
-    assert server.steps == tracking.expected(9)
-    assert server.closed == [None, "failed"]
-    monkeypatch.setattr(trackers, "is_held", lambda workdir: True)
-    with pytest.raises(CheckpointError, match="at work"):
-        trackers.sync(workdir, ["mlflow"])
 
 
 def test_places_of_several_trackers_share_a_file(workdir):
@@ -169,8 +147,9 @@ def test_places_of_several_trackers_share_a_file(workdir):
 
 def test_secrets_stay_at_home(tmp_path):
     config = toy.config()
-    login = "mysql://me:sesame@host/db"
-    config.data.update({"api_key": "sesame", "s3": {"secret": ("sesame",)}, "key_dim": 64})
+    login = "mysql://me:open/sesame@2@host/db"
+    keys = {"api_key": "open/sesame", "s3": {"secret": ("open/sesame",)}, "key_dim": 64}
+    config.data.update({**keys, "db_password": "open/sesame", "url": f"see {login}"})
     config.log.mlflow_uri = login
     workdir = tracking.make_run(tmp_path / "run", config)
     facts = read_facts(workdir)
@@ -198,7 +177,8 @@ def test_artifacts_are_results_and_never_checkpoints(workdir):
 
 def test_names_and_their_table():
     record = {"step": 3, "split": "train", "time": 1.0, "elapsed_s": 1.0, "epoch": 0.5, "loss": 2}
-    record |= {"lr": None, "events_per_s": 7.0, "data_wait": 0.25, "limited_by": "reading"}
+    record |= {"lr": None, "events_per_s": 7.0, "limited_by": "reading"}
+    record |= {"data_wait": 0.25, "compute_share": 0.75}
     assert names.named(record) == {
         "epoch": 0.5,
         "train/loss": 2.0,
@@ -278,7 +258,8 @@ def test_mlflow_shows_config_and_versions(mlflow_runs):
     assert params["n_parameters"] == "20"
     assert params["train.epochs"] == "4", "MLflow changes no parameter"
     assert tags["changed.train.epochs"] == "9"
-    assert tags["git.commit"] == tags["mlflow.source.git.commit"] == "fd299fb"
+    assert tags["git"] == f"{tracking.COMMIT}+changes"
+    assert tags["mlflow.source.git.commit"] == tracking.COMMIT
     assert tags["record.events.train"] == "3f2a"
 
 
@@ -290,9 +271,52 @@ def test_mlflow_has_results_beside_the_database(mlflow_runs):
     assert found == {"config.json", "environment.json", "metrics.jsonl", "figures/curve.png"}
     assert json.loads((folder / "config.json").read_text())["task"] == "toy"
     assert not Path("mlruns").exists()
-    with sqlite3.connect(workdir.parent / "mlflow.db") as database:
-        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    database.close()
+
+
+def test_copies_are_not_listed_as_runs(mlflow_runs):
+    """MLflow has config and record of the run beside it: a second run, it seems."""
+    _, _, workdir = mlflow_runs
+    assert [run.run for run in scan(workdir.parent, Metric())] == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("mounts", "job", "mode"),
+    [
+        ("/dev/sda / ext4", None, "wal"),
+        ("/dev/sda / ext4", "77", "delete"),
+        ("/dev/sda / ext4\nhost:/home {} nfs4", None, "delete"),
+        ("host:/home / nfs4\n/dev/nvme {} xfs", None, "wal"),
+        ("/dev/sda / ext4\n/dev/sda {} ext4\nscratch {} lustre", None, "delete"),
+        *((f"x / {kind}", None, "delete") for kind in ("gpfs", "cifs", "beegfs", "fuse.sshfs")),
+        ("host:/ /elsewhere nfs4", None, "delete"),
+        ("", None, "delete"),
+    ],
+)
+def test_wal_only_where_no_other_machine_writes(tmp_path, monkeypatch, mounts, job, mode):
+    pytest.importorskip("mlflow")
+    folder = tmp_path / "a disk"
+    folder.mkdir()
+    lines = mounts.replace("{}", str(folder).replace(" ", "\\040")).splitlines()
+    (tmp_path / "mounts").write_text("".join(f"{line} rw 0 0\n" for line in lines))
+    monkeypatch.setattr(mlflow_writer, "MOUNTS", tmp_path / "mounts")
+    monkeypatch.setattr(mlflow_writer, "_import_mlflow", lambda: _Empty)
+    if job:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    else:
+        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    mlflow_writer._create(folder / "mlflow.db")
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == (mode,)
+
+
+class _Empty:
+    """MLflow takes seconds to make its tables."""
+
+    def __init__(self, tracking_uri):
+        pass
+
+    def search_experiments(self):
+        pass
 
 
 def test_jobs_that_start_together_share_one_database(mlflow_runs):
@@ -323,6 +347,38 @@ def test_mlflow_run_that_was_deleted_is_sent_anew(mlflow_runs, tmp_path):
     assert len(client.get_metric_history(again.info.run_id, "train/loss")) == 3
 
 
+def test_mlflow_experiment_that_was_deleted_is_restored(mlflow_runs, tmp_path, caplog):
+    client, _, workdir = mlflow_runs
+    config = toy.config()
+    config.log.mlflow_uri = f"sqlite:///{workdir.parent}/mlflow.db"
+    config.log.experiment = "gone"
+    second = tracking.make_run(tmp_path / "second", config)
+    experiment = client.create_experiment("gone")
+    client.delete_experiment(experiment)
+    tracking.play(second, tracking.hook("mlflow", second), 0, 3)
+    (run,) = client.search_runs([experiment])
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 3
+    assert "restored" in caplog.text
+
+
+def test_mlflow_status_of_a_run_that_was_killed(mlflow_runs, tmp_path):
+    """With kill -9 nobody tells MLflow; a sync knows that nobody holds the run."""
+    client, _, workdir = mlflow_runs
+    config = toy.config()
+    config.log.update({"mlflow_uri": f"sqlite:///{workdir.parent}/mlflow.db"})
+    config.log.experiment = "killed"
+    second = tracking.make_run(tmp_path / "second", config)
+    for _ in tracking.records(second, 0, 3):
+        pass
+    places = Places(second)
+    Copier("mlflow", trackers.WRITERS["mlflow"], second, places).copy()
+    run_id = places.get("mlflow", {})["run"]
+    assert client.get_run(run_id).info.status == "RUNNING"
+    (second / "status.json").write_text('{"state": "running"}')
+    trackers.sync(second, ["mlflow"])
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
 def test_wandb_offline(workdir, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -334,3 +390,4 @@ def test_wandb_offline(workdir, monkeypatch):
     files = list((workdir / "wandb").glob(f"offline-run-*-{run_id}/run-{run_id}.wandb"))
     assert len(files) == 2, "two parts of one run, for wandb sync"
     assert all(os.path.getsize(path) for path in files)
+    assert [run.run for run in scan(workdir.parent, Metric())] == ["first"]

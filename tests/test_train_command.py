@@ -83,6 +83,7 @@ def test_trains_on_a_file_of_somebody_else(undisturbed):
     assert config.optim.warmup_epochs == 1
 
 
+@pytest.mark.slow  # tests/faults does this to a small network at every start
 def test_kill_and_resume_gives_the_same_bits(undisturbed, caches, foreign, tmp_path):
     """kill -9 in the middle, SIGTERM further on, then to the end."""
     workdir = tmp_path / "cut"
@@ -217,7 +218,7 @@ def test_folders_that_cannot_be_used(monkeypatch, capsys, foreign, tmp_path):
     assert attempt(tmp_path / "file")[0] == 4
     code, err = attempt(tmp_path / "file" / "below")
     assert code == 4
-    assert "cannot make the run folder" in err
+    assert "cannot lock the run folder" in err
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_text("")
     code, err = attempt(tmp_path / "photos")

@@ -12,7 +12,7 @@ from xec_jax.data.arrays import ArraySource
 from xec_jax.losses import ratio
 from xec_jax.tasks.base import example_batch, make_task
 from xec_jax.train.evaluate import evaluate
-from xec_jax.train.mesh import batch_putter, make_mesh, replicated
+from xec_jax.train.mesh import batch_putter, for_steps, make_mesh, replicated
 from xec_jax.train.step import Tally, init_state, make_eval_step, make_train_step
 from xec_jax.types import Mean
 
@@ -25,7 +25,7 @@ def run(task, batch, params, tx, cut, steps, loss_fn=None, **options):
     mesh = make_mesh(n_devices)
     put = batch_putter(mesh, mode)
     state = init_state(jax.tree.map(jnp.copy, params), tx, seed=1, with_ema="ema_decay" in options)
-    state = jax.device_put(state, replicated(mesh))
+    state = for_steps(jax.device_put(state, replicated(mesh)), mesh, mode)
     step = make_train_step(
         loss_fn or task.loss, tx, mesh=mesh, mode=mode, accum_steps=accum, **options
     )

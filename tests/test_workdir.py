@@ -142,6 +142,51 @@ def test_overwriting_keeps_the_lock_of_this_job(tmp_path):
         assert names == [".lock", "config.json", "environment.json"]
 
 
+LEFT = (".config.json.99.tmp", ".status.json.12.tmp", ".lock.takeover", ".lock.new")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_kill_left_of_the_first_start_is_no_run(tmp_path, overwrite):
+    for name in LEFT:
+        (tmp_path / name).write_text("{")
+    with Lock(tmp_path):
+        assert open_workdir(tmp_path, toy.config(), record=RECORD, overwrite=overwrite) is False
+        names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".lock", "config.json", "environment.json"]
+
+
+def test_hidden_files_of_others_stay(tmp_path):
+    (tmp_path / ".notes.99.tmp").touch()
+    with pytest.raises(CheckpointError, match="holds no run"):
+        open_workdir(tmp_path, toy.config(), record=RECORD)
+    assert (tmp_path / ".notes.99.tmp").exists()
+
+
+def test_environments_of_earlier_starts_are_kept(tmp_path, monkeypatch):
+    def environment():
+        open_workdir(tmp_path, toy.config(), record=RECORD)
+        return json.loads((tmp_path / "environment.json").read_text())
+
+    def commit(name):
+        monkeypatch.setattr(workdir, "git_commit", lambda: name)
+
+    commit("a" * 40)
+    first = environment()
+    assert first["earlier"] == []
+    assert environment() == first, "the same environment, since the same time"
+    commit("b" * 40)
+    second = environment()
+    assert second["git"] == "b" * 40
+    (earlier,) = second["earlier"]
+    assert earlier["time"] == first["time"]
+    assert earlier == {k: v for k, v in first.items() if k not in ("record", "earlier")}
+    assert environment() == second
+    commit("c" * 40)
+    assert [e["git"][0] for e in environment()["earlier"]] == ["a", "b"]
+    open_workdir(tmp_path, toy.config(), record=RECORD, overwrite=True)
+    assert json.loads((tmp_path / "environment.json").read_text())["earlier"] == []
+
+
 def test_commit_without_git(monkeypatch):
     def missing(*_, **__):
         raise FileNotFoundError("git")

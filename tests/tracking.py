@@ -1,5 +1,6 @@
 """A run without a network, for tests of trackers: records of steps, and a tracker in memory."""
 
+import functools
 import json
 
 import toy
@@ -9,18 +10,28 @@ from xec_jax.train.hooks import RunInfo
 from xec_jax.train.loggers import JsonlLogger
 from xec_jax.train.records import read_jsonl
 from xec_jax.train.trackers import WRITERS
-from xec_jax.train.trackers.copier import Copier, Places, Tracker
+from xec_jax.train.trackers.copier import Copier, Places
+from xec_jax.train.trackers.hook import Tracker, Trackers
+from xec_jax.train.workdir import environment
 
 TIME = 1_800_000_000
-QUICK = {"delays": (0.0, 0.0), "interval": 0.0, "patience": 60.0}
+COMMIT = "fd299fb" + "0" * 33
+QUICK = {"delays": (0.0, 0.0), "interval": 0.0}
+PATIENT = {"complete_s": 60.0, "stopped_s": 60.0}
+
+
+@functools.cache
+def _environment():
+    """That of a real run, but for the commit, which a copy without git does not know."""
+    record = {"events": {"train": "3f2a"}}
+    return json.dumps(environment(record) | {"git": f"{COMMIT}+changes"})
 
 
 def make_run(workdir, config=None):
     """The files that a run has before its first step."""
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(to_json(config or toy.config()))
-    environment = {"git": {"commit": "fd299fb"}, "record": {"events": {"train": "3f2a"}}}
-    (workdir / "environment.json").write_text(json.dumps(environment))
+    (workdir / "environment.json").write_text(_environment())
     return workdir
 
 
@@ -64,9 +75,14 @@ def read_places(workdir):
     return [(record["step"], record["split"]) for record in read_jsonl(workdir / "metrics.jsonl")]
 
 
+def follow(*copiers, **options):
+    """The hook of some copiers, which do not wait between their tries."""
+    return Trackers([Tracker(copier, **{**QUICK, **options}) for copier in copiers], **PATIENT)
+
+
 def hook(name, workdir, **options):
-    """A real tracker that does not wait between its tries."""
-    return Tracker(Copier(name, WRITERS[name], workdir, Places(workdir)), **{**QUICK, **options})
+    """A real tracker."""
+    return follow(Copier(name, WRITERS[name], workdir, Places(workdir)), **options)
 
 
 class Server:
@@ -74,7 +90,7 @@ class Server:
 
     def __init__(self, failures=0):
         self.failures, self.tries = failures, 0
-        self.steps, self.opened, self.closed = [], [], []
+        self.steps, self.opened, self.told, self.closed = [], [], [], 0
         self.has_run = False
 
     def open(self, facts, run_id):
@@ -88,11 +104,11 @@ class Server:
             self.failures -= 1
             raise ConnectionError("no answer from https://me:sesame@host")
 
-    def copier(self, workdir):
-        return Copier("fake", self.open, workdir, Places(workdir))
+    def copier(self, workdir, check=lambda: None):
+        return Copier("fake", self.open, workdir, Places(workdir), check)
 
     def hook(self, workdir, **options):
-        return Tracker(self.copier(workdir), **{**QUICK, **options})
+        return follow(self.copier(workdir), **options)
 
 
 class _Run:
@@ -105,5 +121,9 @@ class _Run:
         self.server.answer()
         self.server.steps += [(record["step"], record["split"]) for record in records]
 
-    def close(self, state):
-        self.server.closed.append(state)
+    def tell(self, state):
+        if [state] != self.server.told[-1:]:
+            self.server.told.append(state)
+
+    def close(self):
+        self.server.closed += 1

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xec_jax.errors import EXIT_CODES, ConfigError, run_command
+from xec_jax.errors import EXIT_CODES, ConfigError, DataError, XecError, run_command
 
 if TYPE_CHECKING:
     from xec_jax.registry.run import Metric, Run
@@ -28,7 +28,7 @@ EXAMPLES = """examples:
   python -m xec_jax.runs register --config configs/mae.py --config.optim.lr=1e-4 --note 'half lr'
   python -m xec_jax.runs fail runs/mae-default --reason 'node went down'
   python -m xec_jax.runs import registry.md --output runs/claims.jsonl
-  python -m xec_jax.runs sync runs/mae-default
+  python -m xec_jax.runs sync runs/mae-default runs/mae-tiny --tracker mlflow
 
 `runs FOLDER` is short for `runs list FOLDER`; `runs COMMAND --help` has the options of a command.
 """
@@ -66,8 +66,16 @@ def parser() -> argparse.ArgumentParser:
     claims.add_argument("file", type=Path, metavar="FILE.md")
     claims.add_argument("--output", type=Path, required=True, help="FOLDER/claims.jsonl")
     claims.add_argument("--overwrite", action="store_true", help="replace an existing file")
-    sync = commands.add_parser("sync", help="send the record of a run to its trackers again")
-    sync.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    sync = commands.add_parser("sync", help="send what trackers lack of the records of runs")
+    sync.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    sync.add_argument(
+        "--tracker",
+        action="append",
+        default=[],
+        dest="trackers",
+        metavar="NAME",
+        help="mlflow, tensorboard or wandb; several times (log.trackers of each run)",
+    )
     return parser
 
 
@@ -113,10 +121,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.command == "import":
         return _import(arguments.file, arguments.output, overwrite=arguments.overwrite)
     if arguments.command == "sync":
-        from xec_jax.train.trackers import sync
-
-        sync(arguments.run)
-        return 0
+        return _sync(arguments.runs, arguments.trackers)
     from xec_jax.train.status import close
 
     close(arguments.run, "done" if arguments.command == "finish" else "failed", arguments.reason)
@@ -125,6 +130,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     from xec_jax.registry import table
+    from xec_jax.registry.measured import check_recorded
     from xec_jax.registry.run import Metric
     from xec_jax.registry.scan import scan
 
@@ -134,6 +140,8 @@ def _list(arguments: argparse.Namespace) -> int:
         if not folder.is_dir():
             raise ConfigError(f"{folder} is no folder", expected="a folder with runs below it")
     found = [run for folder in arguments.folders for run in scan(folder, metric)]
+    if arguments.metric != "loss":  # which every validation has
+        check_recorded(found, metric)
     runs = table.select(
         found,
         metric=metric,
@@ -205,6 +213,23 @@ def _import(file: Path, output: Path, *, overwrite: bool) -> int:
     rows = read_claims(file)
     _write(output, "".join(json.dumps(row) + "\n" for row in rows))
     print(f"{len(rows)} claims: {output}")
+    return 0
+
+
+def _sync(runs: Sequence[Path], trackers: Sequence[str]) -> int:
+    """Sends all runs, whatever happens to some of them."""
+    from xec_jax.train.trackers import sync
+
+    errors = []
+    for run in runs:
+        try:
+            sync(run, trackers)
+        except XecError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise DataError("\n".join(map(str, errors)))
+    if errors:
+        raise errors[0]
     return 0
 
 

@@ -3,6 +3,7 @@
 import argparse
 import math
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,8 +90,12 @@ def search(arguments: argparse.Namespace, rest: Sequence[str], stop: "StopFlag")
         Worker(study, stop).run(limit, arguments.timeout)
     except OSError as error:
         raise DiskError(f"{arguments.output}: {error}") from error
-    draw_results(study)
-    if not print_results(study):
+    is_found = print_results(study)
+    try:
+        draw_results(study)
+    except Exception as error:  # whatever it is, the search is done and its results are on disk
+        print(f"WARNING: the figures could not be drawn: {error}", file=sys.stderr)
+    if not is_found:
         raise ConfigError(
             f"no trial of {arguments.output} is complete",
             remedy="see the notes in trials.csv and the output of the trials beside it",

@@ -94,18 +94,22 @@ def main(argv):
     parser.add_argument("--compile_s", type=float, default=0.0)
     parser.add_argument("--hang_at", type=int)
     parser.add_argument("--fail_at", type=int)
+    parser.add_argument("--only_process", type=int, help="whose reader has these troubles")
+    parser.add_argument("--give_up_s", type=float)
     parser.add_argument("--accept_new_data", action="store_true")
     parser.add_argument("--resume", default="auto")
     given = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    with StopFlag() as stop:
-        distributed.initialize()
+    with StopFlag() as stop, distributed.joined(lambda: bool(stop)):
+        distributed.GIVE_UP_S = given.give_up_s or distributed.GIVE_UP_S
         config = toy.config()
         config.update_from_flattened_dict(given.set)
         xla.configure(config.train)
         train, valid = toy.sources(given.events, tuple(given.poison))
-        train = Paced(train, pace=given.pace, hang_at=given.hang_at, fail_at=given.fail_at)
+        has_troubles = given.only_process in (None, distributed.index())
+        troubles = {"hang_at": given.hang_at, "fail_at": given.fail_at} if has_troubles else {}
+        train = Paced(train, pace=given.pace, **troubles)
         valid = {name: Paced(source, pace=given.valid_pace) for name, source in valid.items()}
         task = toy.task()
 

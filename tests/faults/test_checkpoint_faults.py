@@ -21,7 +21,7 @@ from xec_jax.errors import CheckpointError, DiskError
 from xec_jax.train.checkpoint import Checkpoints
 from xec_jax.train.mesh import make_mesh, replicated
 from xec_jax.train.step import TrainState
-from xec_jax.train.step_folders import MANIFEST, StepFolders
+from xec_jax.train.step_folders import MANIFEST, METRIC, StepFolders
 
 FACTS = {"config": {}, "record": {"toy": 1}}
 
@@ -239,6 +239,26 @@ def test_metric_may_come_later(tmp_path):
     with Checkpoints(folder, read_only=True) as checkpoints:
         assert checkpoints.steps == [2, 3], "kept as the best one"
     assert StepFolders(folder).fault(2) is None
+
+
+def test_late_metric_does_not_vouch_for_files_that_nobody_has_verified(tmp_path, caplog):
+    folder = tmp_path / "c"
+    save(folder, [1])
+    (folder / "1" / MANIFEST).unlink()
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(make_state(1), FACTS, 0.25)
+        assert checkpoints.meta(1) == {**FACTS, "metric": 0.25}
+    assert not (folder / "1" / MANIFEST).exists()
+    assert json.loads((folder / "1" / METRIC).read_text()) == {"metric": 0.25}
+    restore(folder)
+    assert "cannot be verified" in caplog.text
+
+
+def test_late_metric_leaves_the_facts_of_the_state_alone(tmp_path):
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(make_state(1), {**FACTS, "is_validated": False})
+        checkpoints.save(make_state(1), {**FACTS, "is_validated": True}, 0.25)
+        assert checkpoints.meta(1) == {**FACTS, "is_validated": False, "metric": 0.25}
 
 
 def test_arrays_spread_over_devices(tmp_path):

@@ -1,5 +1,6 @@
 """F17: one job per run folder, also when the job before it left no notice."""
 
+import errno
 import json
 import os
 import socket
@@ -9,10 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import toy
 
 from xec_jax.errors import CheckpointError, DiskError
 from xec_jax.train import lock
+from xec_jax.train.job import run_job
 from xec_jax.train.lock import STALE_S, Lock, is_held
+from xec_jax.train.records import read_jsonl
+from xec_jax.train.signals import StopFlag
 
 HOLD = """
 import sys, time
@@ -124,6 +129,7 @@ def test_lock_left_behind(tmp_path, monkeypatch, caplog, left, message):
         {"silent": 9 * 60},  # this process lives and was only put to sleep
         {"host": "elsewhere", "silent": 4 * 60},
         {"pid": GONE, "pid_space": "container"},
+        {"pid": GONE, "boot": "another machine of the same name"},
         {"host": "elsewhere", "job": "18", "start": "0"},
         {"host": "elsewhere", "job": "17", "start": "1"},  # two steps of one job
     ],
@@ -156,6 +162,48 @@ def test_holder_shows_that_it_lives(tmp_path, monkeypatch):
         assert (tmp_path / ".lock").stat().st_mtime > 0
 
 
+def test_job_that_slept_too_long_has_lost_its_folder(tmp_path, monkeypatch):
+    """Suspended, and another job took over: nothing may be written any more."""
+    with Lock(tmp_path) as held:
+        held.check()
+        write(tmp_path, host="elsewhere", pid=4711)
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="lost to another job") as error:
+                held.check()
+        assert "process 4711 on elsewhere" in error.value.found
+        assert held.is_lost
+        (tmp_path / ".lock").unlink()
+        with pytest.raises(CheckpointError, match="lost to another job"):
+            held.check()
+    with Lock(tmp_path) as held:
+        (tmp_path / ".lock").unlink()  # the other one has come and gone
+        with pytest.raises(CheckpointError, match="lost to another job"):
+            held.check()
+
+
+def test_hiccup_of_the_disk_loses_no_folder(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with Lock(tmp_path) as held:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", fails)
+            held.check()
+        held.check()
+        assert not held.is_lost
+
+
+def test_loss_is_seen_while_nothing_is_written(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(lock, "TOUCH_S", 0.01)
+    with Lock(tmp_path) as held:
+        write(tmp_path, host="elsewhere")
+        deadline = time.monotonic() + 60
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert held.is_lost
+        assert "lost to another job" in caplog.text
+
+
 def test_only_the_own_lock_is_removed(tmp_path):
     with Lock(tmp_path):
         write(tmp_path, host="elsewhere")
@@ -175,3 +223,31 @@ def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match="cannot lock"), Lock(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_run_that_lost_its_folder_writes_nothing_more(tmp_path):
+    """As after a suspension: another job has taken the lock over in the midst of an epoch."""
+    workdir = tmp_path / "run"
+    source, valid = toy.sources()
+
+    class Steal:
+        """A source that lets the other job in while step 7 is read."""
+
+        def __getattr__(self, name):
+            return getattr(source, name)
+
+        def __len__(self):
+            return len(source)
+
+        def batch(self, step, **options):
+            if step == 7:
+                (workdir / ".lock").write_text('{"host": "node2", "pid": 1}')
+            return source.batch(step, **options)
+
+    with pytest.raises(CheckpointError, match=r"lost to another job.*node2"):
+        run_job(toy.task(), toy.config(), Steal(), valid, workdir, stop=StopFlag())
+    steps = [r["step"] for r in read_jsonl(workdir / "metrics.jsonl")]
+    saved = [int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*")]
+    assert max(steps) <= 8
+    assert max(saved) <= 6
+    assert (workdir / ".lock").exists(), "the lock of the other is left alone"

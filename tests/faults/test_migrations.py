@@ -81,8 +81,9 @@ def test_newer_format_is_refused(old_run):
 
 def test_damaged_environment(old_run):
     (old_run / "environment.json").write_text('{"for')
-    with pytest.raises(CheckpointError, match="is not JSON"):
+    with pytest.raises(CheckpointError, match="is not JSON") as error:
         load_run(old_run)
+    assert "nobody checks any more that data and geometry" in error.value.remedy
 
 
 def test_golden_run_is_small():

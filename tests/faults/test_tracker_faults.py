@@ -1,10 +1,12 @@
 """F12: a tracker that fails, hangs or is missing costs a run nothing but its copies."""
 
+import contextlib
 import logging
 import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,10 +14,14 @@ import pytest
 import toy
 import tracking
 
-from xec_jax.errors import ConfigError
+from xec_jax.errors import ConfigError, DataError, Preempted
 from xec_jax.train import trackers
 from xec_jax.train.loggers import JsonlLogger
 from xec_jax.train.records import read_jsonl
+from xec_jax.train.trackers.copier import Copier, Places
+from xec_jax.train.trackers.facts import read_facts
+from xec_jax.train.trackers.hook import Tracker, Trackers
+from xec_jax.train.trackers.wandb_writer import WandbWriter
 
 COMMAND = "python -m xec_jax.runs sync"
 
@@ -76,16 +82,113 @@ def test_a_tracker_that_hangs_is_left_behind(workdir, caplog):
             release.wait()
             raise ConnectionError("closed")
 
-    server = Hanging()
-    hook = server.hook(workdir, patience=0.05)
+    places = Places(workdir)
+    copiers = [Copier(name, Hanging().open, workdir, places) for name in ("one", "two")]
+    hook = Trackers([Tracker(copier) for copier in copiers], complete_s=0.05, stopped_s=0.05)
     tracking.play(workdir, hook, 0, 9)  # returns
-    (warning,) = warnings(caplog)
-    assert "not done" in warning
-    assert COMMAND in warning
+    for name, warning in zip(("one", "two"), warnings(caplog), strict=True):
+        assert f"{name} gets no more copies (not done" in warning
+        assert COMMAND in warning
     assert is_whole(workdir, 9)
     release.set()
-    hook._thread.join()
-    assert len(warnings(caplog)) == 1
+    for tracker in hook.trackers:
+        tracker._thread.join()
+    assert len(warnings(caplog)) == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "state", "limit"),
+    [
+        (99, None, "done", 20.0),
+        (9, None, "preempted", 5.0),
+        (9, Preempted("SIGTERM"), "preempted", 5.0),
+        (9, ValueError("a mistake"), "failed", 5.0),
+    ],
+)
+def test_all_trackers_share_one_deadline(workdir, end, error, state, limit):
+    """SLURM kills 30 s after its signal, however many trackers hang."""
+    now, events = 1000.0, []
+
+    class Hanging:
+        def start(self, run):
+            pass
+
+        def wake(self):
+            pass
+
+        def leave(self, state):
+            events.append(state)
+
+        def join(self, seconds):
+            nonlocal now
+            events.append("join")
+            now += seconds
+
+    hook = Trackers([Hanging(), Hanging(), Hanging()], clock=lambda: now)
+    with contextlib.suppress(Preempted, ValueError):
+        tracking.play(workdir, hook, 0, end, error=error)
+    assert events == [state] * 3 + ["join"] * 3, "none waits for another one's end to begin"
+    assert now == 1000.0 + limit
+
+
+def test_files_that_cannot_be_sent_cost_neither_metrics_nor_the_end(tmp_path, caplog):
+    pytest.importorskip("mlflow")
+    from mlflow.tracking import MlflowClient
+
+    config = toy.config()
+    config.log.trackers = ("mlflow",)
+    workdir = tracking.make_run(tmp_path / "runs" / "first", config)
+    tracking.play(workdir, tracking.hook("mlflow", workdir), 0, 3)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/runs/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    copies = tmp_path / "runs" / "mlartifacts" / "toy" / run.info.run_id / "artifacts"
+    (copies / "figures").write_text("a file in the way, which stops root as well")
+    (workdir / "figures").mkdir()
+    for name in ("figures/a.png", "z.png"):
+        (workdir / name).write_text("a picture")
+    tracking.play(workdir, tracking.hook("mlflow", workdir), 3, 9, total=9)
+    (warning,) = warnings(caplog)
+    assert "1 of 5 files were not sent: figures/a.png" in warning
+    assert COMMAND in warning
+    assert (copies / "z.png").exists(), "tried after the one that failed"
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert len(client.get_metric_history(run.info.run_id, "train/loss")) == 9
+    with pytest.raises(DataError, match=r"figures/a\.png"):
+        trackers.sync(workdir)
+    (copies / "figures").unlink()
+    (workdir / "status.json").write_text('{"state": "done"}')
+    trackers.sync(workdir)
+    assert (copies / "figures" / "a.png").exists()
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+
+
+def test_wandb_is_told_the_end_although_files_fail(workdir):
+    """The package itself is not needed: its run is anything with these methods."""
+    ends = []
+
+    def save(path, **options):
+        raise OSError("disk full")
+
+    run = SimpleNamespace(id="1", save=save, finish=ends.append)
+    writer = WandbWriter(run, read_facts(workdir), is_new=True)
+    writer.tell("lost")
+    with pytest.raises(OSError, match="1 of 1 files were not sent: environment"):
+        writer.close()
+    assert ends == [137]
+
+
+def test_the_end_is_told_before_the_rest_is_sent(workdir):
+    """A last sending that fails for good must not leave a run that seems to go on."""
+    server = tracking.Server()
+    tracking.play(workdir, server.hook(workdir), 0, 3)
+    server.failures = 10**6
+    for _ in tracking.records(workdir, 3, 9):
+        pass
+    with pytest.raises(ConnectionError):
+        server.copier(workdir).finish("done")
+    assert server.told[-1] == "done"
 
 
 def test_training_is_the_same_with_a_broken_tracker(tmp_path, caplog):

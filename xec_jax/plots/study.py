@@ -52,19 +52,14 @@ def history(
     Returns:
         A figure of 7 x 4 inches.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    figure = make_figure(7, 4, layout="constrained")
     with house_style():
-        axes = figure.add_subplot()
+        figure, axes = _panel("trial", metric)
         number = np.arange(len(value))
         _scatter(axes, number, value, state)
         complete = np.where(np.array(state) == "complete", value, np.nan)
         if np.isfinite(complete).any():
             better = np.fmax if maximize else np.fmin
             axes.step(number, better.accumulate(complete), where="post", color=INK, label="best")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="trial", ylabel=metric)
         _focus(axes, value)
         _legend(axes)
     return figure
@@ -172,11 +167,8 @@ def curves(
     Returns:
         A figure of 7 x 4 inches.
     """
-    from matplotlib.ticker import MaxNLocator
-
-    figure = make_figure(7, 4, layout="constrained")
     with house_style():
-        axes = figure.add_subplot()
+        figure, axes = _panel("validation", metric)
         complete = [i for i, kind in enumerate(state) if kind == "complete" and len(curve[i]) > 0]
         better = max if maximize else min
         best = better(complete, key=lambda i: better(curve[i]), default=None)
@@ -206,11 +198,20 @@ def curves(
             )
             if not is_best:
                 named.add(label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set(xlabel="validation", ylabel=metric)
         _focus(axes, np.array([v for values in curve for v in values]))
         _legend(axes)
     return figure
+
+
+def _panel(counted: str, metric: str) -> "tuple[Figure, Axes]":
+    """A figure with one panel: a metric against something that is counted."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure = make_figure(7, 4, layout="constrained")
+    axes = figure.add_subplot()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel=counted, ylabel=metric)
+    return figure, axes
 
 
 def _scatter(axes: "Axes", x: np.ndarray, value: np.ndarray, state: Sequence[str]) -> None:

@@ -1,8 +1,11 @@
 """What a run measured: best and last value of a metric, progress, curves."""
 
 import json
+from collections.abc import Sequence
 
-from xec_jax.registry.run import Metric, Run, number
+from xec_jax.config import nearest
+from xec_jax.errors import ConfigError
+from xec_jax.registry.run import Metric, Run, clean, number
 from xec_jax.train.records import Record
 
 _TRAIN = b'"split": "train"'
@@ -42,6 +45,27 @@ def add_metrics(run: Run, metric: Metric) -> None:
         if record.get("split") == "train":
             run.events_per_s = number(record.get("events_per_s"))
             break
+
+
+def check_recorded(runs: Sequence[Run], metric: Metric) -> None:
+    """Refuses a metric that is in none of the records, which may have it as null.
+
+    Before the first validation nothing can be said about metrics of one.
+
+    Raises:
+        ConfigError: With the nearest names.
+    """
+    if any(run.best is not None for run in runs):
+        return
+    places = [
+        (clean(r.get("split")), clean(k)) for run in runs for r in read_curves(run) for k in r
+    ]
+    if metric.split != "train":
+        places = [place for place in places if place[0] != "train"]
+    known = {f"{split}/{key}" for split, key in places} | {key for _, key in places}
+    name = f"{metric.split}/{metric.name}" if metric.split else metric.name
+    if known and name not in known:
+        raise ConfigError(f"no run has recorded {name!r}", expected=nearest(name, known))
 
 
 def _total_steps(run: Run) -> int | None:

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from xec_jax.redact import hidden
 from xec_jax.train import status
 
 STATES = (*status.STATES, "lost", "broken", "unknown")
 """`lost`: said to be running, but no process holds the lock. `unknown`: no status was written."""
-
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,6 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 
 def clean(value: Any) -> str:
-    """Returns a text for people: one line, no control characters, no password in an address."""
-    text = "" if value is None else _CREDENTIALS.sub("***", str(value))
+    """Returns a text for people: one line, no control characters, no secrets in it."""
+    text = "" if value is None else hidden(str(value))
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

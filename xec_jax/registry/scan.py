@@ -15,6 +15,7 @@ from typing import Any
 
 from xec_jax.config import flatten
 from xec_jax.errors import XecError
+from xec_jax.redact import without_secrets
 from xec_jax.registry.measured import add_metrics, parse
 from xec_jax.registry.run import STATES, Metric, Run, clean, natural, number
 from xec_jax.train import status
@@ -26,7 +27,8 @@ CLAIMS = "claims.jsonl"
 """Name of a file with imported claims."""
 
 _DEPTH = 8
-_CLOSED = {"checkpoints", "figures", "__pycache__", "node_modules"}
+_COPIES = {"mlartifacts", "mlruns", "tensorboard", "wandb"}  # trackers have runs in them, too
+_CLOSED = {"checkpoints", "figures", "__pycache__", "node_modules", *_COPIES}
 
 
 def scan(folder: Path, metric: Metric) -> list[Run]:
@@ -82,7 +84,7 @@ def _add_status(run: Run) -> None:
     found = status.read(run.folder)
     if found is None:
         return
-    run.details, run.state = found, found["state"]
+    run.details, run.state = without_secrets(found), found["state"]
     if run.state == "running" and not is_held(run.folder):
         run.state, run.reason = "lost", "its process ended without a word, or its node failed"
     run.reason = clean(found["reason"]) or run.reason
@@ -99,7 +101,8 @@ def _add_config(run: Run) -> None:
 
 
 def _set_config(run: Run, config: dict[str, Any]) -> None:
-    run.config = {key: _clean_all(value) for key, value in sorted(flatten(config).items())}
+    flat = flatten(without_secrets(config))
+    run.config = {clean(key): _clean_all(value) for key, value in sorted(flat.items())}
     run.task = clean(run.config.get("task")) or run.task
 
 
@@ -128,24 +131,24 @@ def _add_hours(run: Run) -> None:
 def _read_claims(path: Path) -> list[Run]:
     """Reads the rows that `registry/claims.py` wrote."""
     try:
-        rows = [row for line in path.read_bytes().splitlines() if (row := parse(line))]
-    except OSError as error:
+        rows = map(parse, path.read_bytes().splitlines())
+        return [_claim(path.parent, row) for row in rows if row.get("kind") == "claim"]
+    except (OSError, RecursionError) as error:
         return [Run(str(path), path.parent, "claim", "broken", reason=str(error))]
-    return [
-        Run(
-            run=f"{row.get('attempt', '?')}. {clean(row.get('title'))}",
-            folder=path.parent,
-            kind="claim",
-            state=row["state"] if row.get("state") in STATES else "unknown",
-            task=clean(row.get("task")) or None,
-            job=", ".join(map(clean, jobs)) if isinstance(jobs := row.get("jobs"), list) else None,
-            note=clean(row.get("result") or row.get("status")),
-            reason=clean(row.get("analysis")),
-            details=row,
-        )
-        for row in rows
-        if row.get("kind") == "claim"
-    ]
+
+
+def _claim(folder: Path, row: dict[str, Any]) -> Run:
+    return Run(
+        run=f"{row.get('attempt', '?')}. {clean(row.get('title'))}",
+        folder=folder,
+        kind="claim",
+        state=row["state"] if row.get("state") in STATES else "unknown",
+        task=clean(row.get("task")) or None,
+        job=", ".join(map(clean, jobs)) if isinstance(jobs := row.get("jobs"), list) else None,
+        note=clean(row.get("result") or row.get("status")),
+        reason=clean(row.get("analysis")),
+        details=without_secrets(row),
+    )
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -147,18 +147,19 @@ def to_csv(runs: Sequence[Run]) -> str:
     keys = [key for key in differing_keys(runs) if key not in COLUMNS]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*COLUMNS, *keys])
+    writer.writerow(map(_cell, (*COLUMNS, *keys)))
     for run in runs:
         writer.writerow([_cell(value_of(run, key)) for key in (*COLUMNS, *keys)])
     return out.getvalue()
 
 
 def _cell(value: Any) -> str:
-    """Numbers keep all their digits; None is an empty cell."""
+    """Numbers keep all their digits; None is an empty cell; no text is a formula."""
     if value is None:
         return ""
     if isinstance(value, str | Path):
-        return str(value).encode("utf-8", "replace").decode()  # file names may be any bytes
+        text = str(value).encode("utf-8", "replace").decode()  # file names may be any bytes
+        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
     return json.dumps(value)
 
 

@@ -71,6 +71,8 @@ def print_results(study: Study, *, shown: int = 12) -> bool:
         key=lambda r: (r.state != COMPLETE, math.inf if r.value is None else sign * r.value),
     )
     console = Console()
+    if not console.is_terminal:  # a log file is as wide as it needs to be
+        console = Console(width=160)
     table = Table(title=f"{len(rows)} trials in {study.folder}", title_justify="left")
     for name in ("trial", "state", plan.metric, *(d.key.partition(".")[2] for d in plan.space)):
         table.add_column(name, justify="left" if name == "state" else "right", overflow="fold")

@@ -102,8 +102,6 @@ class Study:
         facts = self.plan.facts()
         known = self.study.user_attrs.get("facts")
         if known is None:
-            for point in self.plan.points():
-                self.study.enqueue_trial(point, skip_if_exists=True)
             self.study.set_user_attr("facts", facts)
             return
         old, new = configs.flatten(known), configs.flatten(facts)
@@ -162,10 +160,15 @@ class Study:
         trials = self.study.get_trials(deepcopy=False)
         n_waiting = sum(trial.state.name == "WAITING" for trial in trials)
         n_begun = len(trials) - n_waiting
-        if n_begun >= limit or (self.plan.is_grid and not n_waiting):
+        if n_begun >= limit:
             return None
-        # Workers with the same seed must not draw the same numbers, nor one that restarts.
-        self.study.sampler = self.optuna.samplers.TPESampler(seed=self.seed + 7919 * n_begun)
+        if self.plan.is_grid and not n_waiting:  # one waits where a worker died right after this
+            self.study.enqueue_trial(self.plan.points()[n_begun])
+        # Workers with the same seed must not draw the same numbers, nor one that restarts. The liar
+        # takes trials that still run for bad ones, so that workers keep away from each other.
+        self.study.sampler = self.optuna.samplers.TPESampler(
+            seed=self.seed + 7919 * n_begun, constant_liar=True
+        )
         self.reported = set()
         return self.study.ask()
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xec_jax.config import nearest
-from xec_jax.errors import ConfigError, DiskError, DivergedError, Preempted
+from xec_jax.errors import (
+    ConfigError,
+    DeviceMemoryError,
+    DiskError,
+    DivergedError,
+    Preempted,
+)
 from xec_jax.search import trial as trials
 from xec_jax.search.results import short, write_results
 from xec_jax.search.study import COMPLETE, FAILED, PRUNED, Study
@@ -98,7 +104,9 @@ class Worker:
         state, note = self._judge(code, is_pruned, value, len(curve), log)
         study.finish(trial, state, value, note)
         self.n_done += 1
-        self.n_refused += code == ConfigError.exit_code
+        # Too large for the devices is up to the values of the trial: the next one may fit.
+        is_too_large = f"\n{DeviceMemoryError.__name__}: " in note
+        self.n_refused += code == ConfigError.exit_code and not is_too_large
         if self.n_refused == self.n_done == PATIENCE:
             raise ConfigError(
                 f"the first {PATIENCE} trials were all refused, the last one with\n{note}",

@@ -85,13 +85,17 @@ def main(argv: Sequence[str]) -> int:
         file, _, variant = arguments.config.partition(":")
         workdir = arguments.workdir or Path("runs") / f"{Path(file).stem}-{variant or 'default'}"
         from xec_jax.train import distributed, xla
+        from xec_jax.train.status import refusals_noted
 
-        distributed.initialize()
-        xla.configure(config.train)
-        distributed.tell(f"config {os.path.abspath(file)}, run folder {workdir}")
-        if config.data.train is None:
-            config = with_demo_data(config, overrides)
-        return train(config, workdir, arguments, stop)
+        with contextlib.ExitStack() as stack:
+            if not arguments.dry_run:
+                stack.enter_context(refusals_noted(workdir))
+            stack.enter_context(distributed.joined(lambda: bool(stop)))
+            xla.configure(config.train)
+            distributed.tell(f"config {os.path.abspath(file)}, run folder {workdir}")
+            if config.data.train is None:
+                config = with_demo_data(config, overrides)
+            return train(config, workdir, arguments, stop)
 
 
 def check(config: "ConfigDict", path: str) -> int:

@@ -1,24 +1,37 @@
 """Several processes that train together: how they start and what they tell each other.
 
 Numbers of the network travel between devices, inside compiled steps. What stands here is for
-the hosts: short texts through the coordinator, in rounds that every process takes part in, in the
-same order and from its main thread. In one process everything is a no-op, and JAX is not loaded.
+the hosts: short texts through the coordinator. In one process everything is a no-op, and JAX is not
+loaded.
+
+`agree`, `barrier` and `first_does` are collective, and so is whatever calls them: opening, saving
+and restoring checkpoints, `evaluate`, `fit`, `run_job`. The rounds are numbered, so every process
+must make the same ones in the same order from its main thread; none may stand where only some come
+by, as after an error that the others have not seen. Such an error ends the block of `joined`.
 """
 
+import atexit
+import contextlib
 import json
 import os
 import re
 import socket
+import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from xec_jax import errors
-from xec_jax.errors import ConfigError, XecError
+from xec_jax.errors import ConfigError, Preempted, XecError
+from xec_jax.train.signals import AGAIN
 
 START_S = 300  # within which all processes start
 WAIT_S = 3600  # for the slowest process, which may be hashing files; dead ones are noticed earlier
+SLICE_S = 1.0  # of waiting; between two of them signal handlers run
+GIVE_UP_S = 120  # for the others, after a signal or a failure; the first process may be drawing
+_FAILED = "xec_jax/failed"  # the key under which the coordinator keeps the first failure
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,7 @@ class Cluster:
 
 
 _cluster: Cluster | None = None
+_asked_to_stop: Callable[[], bool] | None = None
 _round = 0
 
 
@@ -91,7 +105,10 @@ def _slurm(environ: Mapping[str, str]) -> Cluster | None:
     share = len(visible.split(",")) // on_node if visible else 1
     is_divided = "SLURM_GPUS_PER_TASK" in environ or on_node == 1 or share == 0
     own = None if is_divided else tuple(range(local * share, (local + 1) * share))
-    address = f"{host[1]}{host[2] or ''}:{61440 + job % 4096}"
+    # Steps of one job may share a node; what is no number stands for the batch script.
+    step = environ.get("SLURM_STEP_ID", "")
+    place = job + (331 * int(step) if _matches(r"\d{1,12}", step) else 0)
+    address = f"{host[1]}{host[2] or ''}:{61440 + place % 4096}"
     return _checked(Cluster(address, count, index, own), found)
 
 
@@ -105,13 +122,17 @@ def _checked(cluster: Cluster, found: str) -> Cluster | None:
     return cluster if cluster.count > 1 else None
 
 
-def initialize() -> None:
+def initialize(asked_to_stop: Callable[[], bool] | None = None) -> None:
     """Joins the other processes, if there are any; called before any device is used.
+
+    Args:
+        asked_to_stop: Whether a signal has come. Then a process waits `GIVE_UP_S` for the others,
+            not `WAIT_S`: without them it cannot save anyway.
 
     Raises:
         ConfigError: The environment makes no sense, or process 0 cannot be reached.
     """
-    global _cluster
+    global _cluster, _asked_to_stop
     cluster = find_cluster(os.environ)
     if cluster is None or _cluster is not None:
         return
@@ -127,7 +148,8 @@ def initialize() -> None:
         local_device_ids=cluster.devices,
         cluster_detection_method="deactivate",
     )
-    _cluster = cluster
+    _cluster, _asked_to_stop = cluster, asked_to_stop
+    threading.Thread(target=_leave_after_failure, args=(_client(),), daemon=True).start()
 
 
 def _check_address(cluster: Cluster) -> None:
@@ -173,43 +195,81 @@ def tell(text: str) -> None:
         print(text)
 
 
-def _exchange(text: str) -> list[str]:
-    """Tells the others a text and returns those of all, in the order of the processes."""
-    global _round
+def _client() -> Any:
     from jax._src.distributed import global_state  # JAX has no other door to its coordinator
 
-    client: Any = global_state.client
+    return global_state.client
+
+
+def _exchange(place: str, text: str) -> list[str]:
+    """Tells the others a text and returns those of all, in the order of the processes.
+
+    Raises:
+        XecError: What another process has announced.
+        Preempted: This one was asked to stop, and another one does not answer.
+        RuntimeError: Processes are at different places of the program, or one does not answer.
+    """
+    global _round
+    client = _client()
     _round += 1
-    client.key_value_set(f"xec_jax/{_round}/{index()}", text)
-    wait_ms = 1000 * WAIT_S
-    texts = [
-        client.blocking_key_value_get(f"xec_jax/{_round}/{i}", wait_ms) for i in range(count())
-    ]
+    client.key_value_set(f"xec_jax/{_round}/{index()}", json.dumps([place, text]))
+    start, asked_at = time.monotonic(), None
+    answers = []
+    for process in range(count()):
+        while (answer := _wait_for(client, f"xec_jax/{_round}/{process}")) is None:
+            now = time.monotonic()
+            if failure := _failure(client):
+                raise _error(failure, process=failure["process"])
+            if asked_at is None and _asked_to_stop and _asked_to_stop():
+                asked_at = now
+            if asked_at is not None and now - asked_at > GIVE_UP_S:
+                error = Preempted(
+                    f"stopped by a signal; process {process} has not answered for {GIVE_UP_S} s, "
+                    "and alone nothing can be saved",
+                    remedy=f"{AGAIN} after the newest checkpoint",
+                )
+                _announce(error)  # the others are not to wait either, nor is this one again
+                raise error
+            if now - start > WAIT_S:
+                raise RuntimeError(f"process {process} has not answered for {WAIT_S} s")
+        answers.append(json.loads(answer))
     if _round > 1:  # whoever is in this round has read everything of the one before
         client.key_value_delete(f"xec_jax/{_round - 1}/{index()}")
-    return texts
+    if len(places := {place for place, _ in answers}) > 1:
+        raise RuntimeError(f"processes have lost each other: {sorted(places)}")
+    return [text for _, text in answers]
+
+
+def _wait_for(client: Any, key: str) -> str | None:
+    """Returns the text of a key, or None if it is not there after a slice."""
+    try:
+        return str(client.blocking_key_value_get(key, int(1000 * SLICE_S)))
+    except RuntimeError as error:  # JAX has one class for all, with the kind in front
+        if not str(error).startswith("DEADLINE_EXCEEDED"):
+            raise
+    return None
 
 
 def agree(value: int) -> int:
-    """Returns the largest of the values of all processes; about a millisecond."""
-    return value if count() == 1 else max(map(int, _exchange(str(int(value)))))
+    """Returns the largest of the values of all processes; about a millisecond. Collective."""
+    return value if count() == 1 else max(map(int, _exchange("agree", str(int(value)))))
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here.
+    """Waits until all processes are here. Collective.
 
     Raises:
         RuntimeError: They are at different places of the program.
     """
-    if count() > 1 and len(names := set(_exchange(f"barrier {name}"))) > 1:
-        raise RuntimeError(f"processes have lost each other: {sorted(names)}")
+    if count() > 1:
+        _exchange(f"barrier {name}", "")
 
 
 def first_does(action: Callable[[], Any]) -> Any:
-    """Lets process 0 do something, with files for instance, and tells all what came of it.
+    """Lets process 0 do something, with files for instance, and tells all. Collective.
 
     Args:
-        action: Called in process 0 only; returns what JSON can hold.
+        action: Called in process 0 only; returns what JSON can hold. Not collective itself.
 
     Returns:
         What the action returned, in all processes.
@@ -221,24 +281,117 @@ def first_does(action: Callable[[], Any]) -> Any:
     if count() == 1:
         return action()
     if not is_first():
-        answer = json.loads(_exchange("")[0])
+        answer = json.loads(_exchange("first_does", "")[0])
         if "result" in answer:
             return answer["result"]
-        if kind := _KINDS.get(answer["error"]):
-            raise kind(answer["found"], expected=answer["expected"], remedy=answer["remedy"])
-        raise RuntimeError(f"process 0 failed: {answer['error']}: {answer['found']}")
+        raise _error(answer)
     try:
         answer = json.dumps({"result": action()})
     except BaseException as error:
-        name, parts = type(error).__name__, {"found": str(error)}
-        if isinstance(error, XecError):
-            parts = {key: getattr(error, key) for key in ("found", "expected", "remedy")}
-        _exchange(json.dumps({"error": name, **parts}))
+        _exchange("first_does", json.dumps(_facts(error)))
         raise
-    return json.loads(_exchange(answer)[0])["result"]
+    return json.loads(_exchange("first_does", answer)[0])["result"]
 
 
-_KINDS = {
+@contextlib.contextmanager
+def joined(asked_to_stop: Callable[[], bool] | None = None) -> Iterator[None]:
+    """Joins the other processes, and tells them if the block ends in an error.
+
+    Then they leave with the same message and exit code: at once if they wait in a round or come to
+    one, else (in a sum over devices, in a read that hangs) after `GIVE_UP_S`. So does this process
+    itself, if the others keep it from ending. Only the first such error counts; of those that all
+    processes share, each one reports its own.
+
+    Args:
+        asked_to_stop: As in `initialize`, which see.
+    """
+    initialize(asked_to_stop)
+    try:
+        yield
+    except BaseException as error:
+        if count() > 1:
+            _announce(error)
+            limit = threading.Timer(_patience(), os._exit, [_exit_code(error)])
+            limit.daemon = True
+            limit.start()
+            atexit.register(_end, _exit_code(error))
+        raise
+
+
+def _announce(error: BaseException) -> None:
+    """Leaves word at the coordinator that this process is about to end."""
+    failure = _facts(error) | {"process": index(), "code": _exit_code(error)}
+    with contextlib.suppress(RuntimeError):  # another was first, or the coordinator is gone
+        _client().key_value_set(_FAILED, json.dumps(failure))
+
+
+def _exit_code(error: BaseException) -> int:
+    """Returns what the command ends with (`errors.run_command`)."""
+    return getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def _patience() -> float:
+    """How long to wait for the others, in s: the first holds the coordinator and leaves last."""
+    return GIVE_UP_S + (5 * SLICE_S if is_first() else 0)
+
+
+def _end(code: int) -> None:
+    """Ends the process at exit; Python itself would wait for steps whose other part never comes."""
+    import jax
+
+    with contextlib.suppress(RuntimeError):
+        jax.distributed.shutdown()  # waits for the others
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _failure(client: Any) -> dict[str, Any] | None:
+    """Returns what a process has announced."""
+    try:
+        return dict(json.loads(client.key_value_try_get(_FAILED)))
+    except RuntimeError as error:
+        if not str(error).startswith("NOT_FOUND"):
+            raise
+    return None
+
+
+def _leave_after_failure(client: Any) -> None:
+    """Ends this process if it still is there long after a failure; runs in a thread.
+
+    The main thread may sit in a sum over devices whose other part will never come. JAX would abort
+    after minutes, with a code that says nothing.
+    """
+    try:
+        while (failure := _failure(client)) is None:
+            time.sleep(SLICE_S)
+    except RuntimeError:
+        return  # the coordinator has been closed: the run is over
+    time.sleep(_patience())
+    sys.stdout.flush()
+    error = _error(failure, process=failure["process"])
+    text = f"\n{type(error).__name__}: {error}\n  process {index()} was stuck and is ended\n"
+    os.write(2, text.encode())
+    os._exit(failure["code"])
+
+
+def _facts(error: BaseException) -> dict[str, str]:
+    """Returns what another process needs to raise an error as its own."""
+    facts = {"error": type(error).__name__, "found": str(error)}
+    if isinstance(error, XecError):
+        facts |= {key: getattr(error, key) for key in ("found", "expected", "remedy")}
+    return facts
+
+
+def _error(facts: Mapping[str, Any], process: int | None = None) -> Exception:
+    """Returns the error to raise; with a process, it names the one that failed."""
+    if kind := _KINDS.get(facts["error"]):
+        who = "" if process in (None, index()) else f"process {process} failed: "
+        return kind(who + facts["found"], expected=facts["expected"], remedy=facts["remedy"])
+    return RuntimeError(f"process {process or 0} failed: {facts['error']}: {facts['found']}")
+
+
+_KINDS: dict[str, type[XecError]] = {
     name: kind
     for name, kind in vars(errors).items()
     if isinstance(kind, type) and issubclass(kind, XecError)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from xec_jax.data.source import Source
+from xec_jax.errors import DiskError
 from xec_jax.tasks.base import Task
 from xec_jax.train.records import Record, read_jsonl
 from xec_jax.types import Params
@@ -28,6 +29,7 @@ class RunInfo:
         total_steps: Step at which the run is complete.
         steps_per_epoch: Steps per pass over the training events.
         global_batch: Events per step over all devices and micro-batches.
+        is_validated: Whether the first step's state needs no validation any more.
         n_parameters: Size of the network.
         devices: Number and kind of the devices, and how they are used.
     """
@@ -36,6 +38,7 @@ class RunInfo:
     total_steps: int
     steps_per_epoch: int
     global_batch: int
+    is_validated: bool = True
     n_parameters: int = 0
     devices: str = ""
 
@@ -61,6 +64,9 @@ class Hook:
 
     def on_validation(self, step: int, params: Params) -> None:
         """Called after each validation with the parameters that were validated."""
+
+    def before_save(self, step: int) -> None:
+        """Called before a state is saved; what it raises prevents that and ends the run."""
 
     def on_end(self, step: int) -> None:
         """Called when the loop ends, also after an error or a signal."""
@@ -137,6 +143,8 @@ class TrainingCurves(Drawing):
 def _reported() -> Iterator[None]:
     try:
         yield
+    except (DiskError, OSError) as error:
+        log.warning("%s", error)
     except Exception:
         log.warning("a figure failed:\n%s", traceback.format_exc())
 

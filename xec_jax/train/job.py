@@ -17,7 +17,9 @@ from xec_jax.train.hooks import Figures, Hook, TrainingCurves
 from xec_jax.train.lock import Lock
 from xec_jax.train.loggers import ConsoleLogger, JsonlLogger
 from xec_jax.train.loop import FitResult, fit
-from xec_jax.train.memory import halved
+from xec_jax.train.memory import as_found, halved
+from xec_jax.train.migrations import read_config
+from xec_jax.train.records import Record
 from xec_jax.train.saved import load_run
 from xec_jax.train.signals import StopFlag
 from xec_jax.train.status import recorded
@@ -68,6 +70,8 @@ def run_job(
         XecError: Of every kind; see `fit`, `open_workdir` and `Lock`.
     """
     make_trackers(config, workdir)  # checks their names
+    if config.train.auto_batch and not overwrite and (workdir / "config.json").exists():
+        config = as_found(config, read_config(workdir))
     for source in valid.values():
         check_spec(task, source)
     trainer = Trainer(task, config, train)  # traces the network: values that do not fit show now
@@ -77,13 +81,12 @@ def run_job(
         lambda: any(path.name.isdigit() for path in folder.glob("*"))
     )
     is_handed_over = config.train.init_from is not None and not begun
+    # Weights that do not fit are found before a folder is made.
+    start = [_first_state(trainer, config)] if is_handed_over else []
     if dry_run:
-        start = _first_state(trainer, config) if is_handed_over else None
-        loss = trainer.try_step(train, start)
+        loss = trainer.try_step(train, *start)
         tell(f"dry run: config and data are fine, loss of the first step {loss:.4g}")
         return None
-    if is_handed_over:  # weights that do not fit are found before a folder is made
-        _first_state(trainer, config)
     if trainer.global_batch > len(train):
         log.warning(
             "a step takes %d events, there are %d: batches are mostly padding; lower "
@@ -93,10 +96,11 @@ def run_job(
     events = {name: s.fingerprint[:16] for name, s in {"train": train, **valid}.items()}
     record = {**task.record, "events": events, "events_per_step": trainer.global_batch}
     stop.defer()  # from here on there is something to lose
+    lock = Lock(workdir)
     with contextlib.ExitStack() as stack:
 
         def open_folder() -> bool:
-            stack.enter_context(Lock(workdir))
+            stack.enter_context(lock)
             is_resumed = open_workdir(
                 *(workdir, config),
                 record=record,
@@ -109,7 +113,7 @@ def run_job(
 
         resumed = distributed.first_does(open_folder)
         try:
-            result = _fit_in_memory(trainer, config, train, valid, workdir, stop, is_handed_over)
+            result = _fit_in_memory(trainer, config, train, valid, lock, stop, start)
         except Preempted:
             distributed.barrier("end")  # so that none gives up on the first, which may be drawing
             raise
@@ -125,20 +129,24 @@ def _fit_in_memory(
     config: ConfigDict,
     train: Source,
     valid: Mapping[str, Source],
-    workdir: Path,
+    lock: Lock,
     stop: StopFlag,
-    is_handed_over: bool,
+    start: list[TrainState],
 ) -> FitResult:
-    """Fits; with `train.auto_batch`, halves the batch until a step fits into memory."""
+    """Fits; with `train.auto_batch`, halves the batch until a step fits into memory.
+
+    `start` holds the first state, or nothing for a fresh one; it is taken out, so that no name
+    keeps a state in memory that the devices need.
+    """
+    is_handed_over, workdir = bool(start), lock.path.parent
     while True:
         smaller = halved(config) if config.train.auto_batch else None
-        start = _first_state(trainer, config) if is_handed_over else None
-        hooks = _hooks(trainer.task, config, valid, workdir) if distributed.is_first() else []
+        hooks = _hooks(trainer.task, config, valid, lock) if distributed.is_first() else []
         try:
             return fit(
                 *(trainer.task, config, train, valid),
                 workdir=workdir,
-                state=start,
+                state=start.pop() if start else None,
                 hooks=hooks,
                 stop=stop,
                 trainer=trainer,
@@ -147,11 +155,28 @@ def _fit_in_memory(
             if smaller is None:
                 raise
             log.warning("%s\n  trying again with half the batch and twice the micro-batches", error)
-        del start, hooks
+        del hooks
         config = smaller
         trainer = Trainer(trainer.task, config, train)
+        if is_handed_over:
+            start.append(_first_state(trainer, config))
         if distributed.is_first():
             write_text(workdir / "config.json", to_json(config) + "\n")
+
+
+class Holding(Hook):
+    """Ends a run whose folder was lost to another job, before it writes anything there."""
+
+    def __init__(self, lock: Lock) -> None:
+        self.lock = lock
+
+    def on_record(self, record: Record) -> None:
+        """Called before the others write."""
+        self.lock.check()
+
+    def before_save(self, step: int) -> None:
+        """Called before a checkpoint is written."""
+        self.lock.check()
 
 
 def _first_state(trainer: Trainer, config: ConfigDict) -> TrainState:
@@ -161,10 +186,10 @@ def _first_state(trainer: Trainer, config: ConfigDict) -> TrainState:
     return state
 
 
-def _hooks(
-    task: Task, config: ConfigDict, valid: Mapping[str, Source], workdir: Path
-) -> list[Hook]:
+def _hooks(task: Task, config: ConfigDict, valid: Mapping[str, Source], lock: Lock) -> list[Hook]:
+    workdir = lock.path.parent
     hooks: list[Hook] = [
+        Holding(lock),
         ConsoleLogger(tuple(config.log.show)),
         JsonlLogger(workdir / "metrics.jsonl"),
         TrainingCurves(workdir),

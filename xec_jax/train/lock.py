@@ -27,10 +27,15 @@ class Lock:
     The lock is a file that names its holder and is touched every `TOUCH_S` seconds. One that was
     left behind is taken over: its process is gone from this machine, its SLURM job was requeued,
     or nothing has touched it for `STALE_S`. Of several processes of one job, only the first one may
-    take it.
+    take it. A job that was silent for so long and then goes on has lost its folder, and must ask
+    `check` before it writes.
 
     Args:
         workdir: The run folder; made if missing.
+
+    Attributes:
+        path: The file.
+        is_lost: Another job was seen to hold the folder.
 
     Raises:
         CheckpointError: On entering, another job holds the folder.
@@ -39,6 +44,7 @@ class Lock:
 
     def __init__(self, workdir: Path) -> None:
         self.path = workdir / NAME
+        self.is_lost = False
         self._own = ""
         self._made_folder = False
         self._done = threading.Event()
@@ -58,6 +64,33 @@ class Lock:
         threading.Thread(target=self._keep_alive, name="lock", daemon=True).start()
         return self
 
+    def check(self) -> None:
+        """Makes sure that the folder is still that of this job; reads one small file.
+
+        Raises:
+            CheckpointError: It is not. Nothing may be written any more, a checkpoint neither.
+        """
+        holder: dict[str, Any] = {}
+        if not self.is_lost:
+            try:
+                text = self.path.read_text()
+            except FileNotFoundError:
+                text = ""  # the other job has already gone
+            except OSError:
+                return  # a hiccup of the file system
+            if text == self._own:
+                return
+            self.is_lost = True
+        with contextlib.suppress(OSError):
+            found = _read(self.path)
+            holder = found[0] if found else {}
+        raise CheckpointError(
+            f"{self.path.parent} was lost to another job{_named(holder)}",
+            expected=f"a sign of life every {STALE_S / 60:.0f} minutes; this job was suspended, or "
+            f"somebody removed {NAME}",
+            remedy="none needed: this job ends without writing anything, the other one goes on",
+        )
+
     def __exit__(self, *_: object) -> None:
         self._done.set()
         with contextlib.suppress(OSError):
@@ -68,10 +101,12 @@ class Lock:
 
     def _keep_alive(self) -> None:
         while not self._done.wait(TOUCH_S):
+            try:
+                self.check()
+            except CheckpointError as error:
+                log.error("%s", error)
+                return
             with contextlib.suppress(OSError):  # a hiccup of the file system; there is a next time
-                if self.path.read_text() != self._own:
-                    log.error("%s was taken over by another job: stop one of them", self.path)
-                    return
                 os.utime(self.path)
 
 
@@ -97,13 +132,21 @@ def _take(path: Path, own: str) -> None:
                 log.warning("%s: lock taken over, %s", path.parent, reason)
                 return
         time.sleep(0.05)  # somebody else is at it
-    job = f", SLURM job {holder['job']}" if holder.get("job") else ""
     raise CheckpointError(
-        f"{path.parent} is in use by another job: process {holder.get('pid', '?')} on "
-        f"{holder.get('host', '?')}{job}, since {holder.get('time', '?')}",
+        f"{path.parent} is in use by another job{_named(holder)}",
         expected="one job per run folder",
         remedy="wait for that job or stop it, or choose another --workdir; if it is gone, the "
         f"folder is free {STALE_S / 60:.0f} minutes after its last sign of life",
+    )
+
+
+def _named(holder: dict[str, Any]) -> str:
+    if not holder:
+        return ", which does not say its name"
+    job = f", SLURM job {holder['job']}" if holder.get("job") else ""
+    return (
+        f": process {holder.get('pid', '?')} on {holder.get('host', '?')}{job}, since "
+        f"{holder.get('time', '?')}"
     )
 
 
@@ -139,7 +182,8 @@ def _read(path: Path) -> tuple[dict[str, Any], float] | None:
 def _why_stale(holder: dict[str, Any], silent: float) -> str | None:
     """Says why a lock counts as left behind; None if its job may live."""
     me, pid = _myself(), holder.get("pid")
-    is_here = all(holder.get(key) == me[key] for key in ("host", "pid_space"))
+    # Containers of different machines may share name and number of the process space.
+    is_here = all(holder.get(key) == me[key] for key in ("host", "boot", "pid_space"))
     if is_here and isinstance(pid, int) and isinstance(holder.get("pid_start"), int):
         # The machine itself knows; a process that merely sleeps keeps its lock.
         is_gone = _started(pid) != holder["pid_start"]
@@ -183,6 +227,7 @@ def _myself() -> dict[str, Any]:
         space = ""
     return {
         "host": socket.gethostname(),
+        "boot": _boot(),
         "pid": os.getpid(),
         "pid_start": _started(os.getpid()),
         "pid_space": space,
@@ -190,6 +235,14 @@ def _myself() -> dict[str, Any]:
         "start": os.environ.get("SLURM_RESTART_COUNT", "0"),
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
+
+
+def _boot() -> str:
+    """Which start of which machine this is."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _started(pid: int) -> int | None:

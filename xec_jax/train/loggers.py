@@ -32,9 +32,16 @@ class JsonlLogger(Hook):
         """Cuts the file back to the restored step."""
         self.start = time.monotonic()
         records = read_jsonl(self.path)
-        if records:
+        if run.start_step == 0 and any(r["split"] != "train" for r in records):
+            # After a validation there was a checkpoint. It is gone, but its record shall not be.
+            lost = self.path.with_name(f"metrics.lost-{time.time():.0f}.jsonl")
+            self.path.rename(lost)
+            log.warning(
+                "the checkpoints of this run are gone: it begins anew; its record: %s", lost
+            )
+        elif records:
             # Also ends a last line that a kill has cut off: the next record must not join it.
-            write_jsonl(self.path, [r for r in records if r["step"] <= run.start_step])
+            write_jsonl(self.path, [r for r in records if _is_kept(r, run)])
 
     def on_record(self, record: Record) -> None:
         """Appends one line: durations by a clock that never jumps, and the time of day."""
@@ -47,6 +54,13 @@ class JsonlLogger(Hook):
             self.file.close()
         except DiskError as error:
             log.warning("%s", error)
+
+
+def _is_kept(record: Record, run: RunInfo) -> bool:
+    """False for what the run is going to do again."""
+    if record["step"] == run.start_step and record["split"] != "train":
+        return run.is_validated
+    return record["step"] <= run.start_step
 
 
 class ConsoleLogger(Hook):

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from xec_jax.data.source import Source
-from xec_jax.errors import DivergedError, Preempted
+from xec_jax.errors import DataError, DivergedError, Preempted
 from xec_jax.tasks.base import Task
 from xec_jax.train import distributed, memory
 from xec_jax.train.checkpoint import Checkpoints
@@ -19,7 +19,7 @@ from xec_jax.train.mesh import local_copy
 from xec_jax.train.nonfinite import SkipGuard, dump
 from xec_jax.train.optim import describe_groups
 from xec_jax.train.report import Report
-from xec_jax.train.saver import Saver
+from xec_jax.train.saver import Saver, first_state
 from xec_jax.train.signals import AGAIN, StopFlag
 from xec_jax.train.step import TrainState
 from xec_jax.train.trainer import Trainer
@@ -80,20 +80,19 @@ def fit(
     """
     trainer = trainer or Trainer(task, config, train)
     keep = {"keep_last": config.train.keep_last, "keep_best": config.train.keep_best}
-    with Checkpoints(workdir / "checkpoints", **keep) as checkpoints:
-        is_validated = True
-        if distributed.first_does(lambda: checkpoints.steps):
-            state = checkpoints.restore(trainer.state_shapes, trainer.shardings)
-            facts = checkpoints.meta(int(state.step))
-            is_validated = facts.get("is_validated") or facts["metric"] is not None
+    with (
+        memory.explained(config),
+        Checkpoints(workdir / "checkpoints", **keep) as checkpoints,
+    ):
+        state, is_validated = first_state(trainer, checkpoints, state)
+        if int(state.step):
             call(hooks, "on_message", f"continuing after step {int(state.step)}")
-        elif state is None:
-            state = trainer.fresh_state()
         run = RunInfo(
             start_step=int(state.step),
             total_steps=trainer.total_steps,
             steps_per_epoch=trainer.steps_per_epoch,
             global_batch=trainer.global_batch,
+            is_validated=is_validated,
             n_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
             devices=trainer.devices,
         )
@@ -103,7 +102,7 @@ def fit(
             config.train.max_skipped_share * trainer.steps_per_epoch,
         )
         result = FitResult(trainer.for_steps(state))
-        saver, report = Saver(checkpoints, trainer), Report(trainer, guard)
+        saver, report = Saver(checkpoints, trainer, hooks), Report(trainer, guard)
         loop = _Loop(trainer, run, result, valid, saver, workdir, hooks, stop, report)
         del state  # the loop replaces its own; a name here would keep the first one in memory
         call(hooks, "on_start", run)
@@ -112,14 +111,8 @@ def fit(
         try:
             if valid and not is_validated and loop.is_epoch_end(run.start_step):
                 # The run was stopped between an epoch and its validation.
-                loss = loop.validate(run.start_step)
-                if loop.result.state.plateau is None:  # else what is saved must see the loss again
-                    loop.save(loss)
+                loop.save(loop.validate(run.start_step))
             loop.run_over(train)
-        except jax.errors.JaxRuntimeError as error:
-            if memory.is_out_of_memory(error):
-                raise memory.advice(error, config) from None
-            raise
         finally:
             call(hooks, "on_end", run.start_step + loop.result.steps_run)
     return loop.result
@@ -150,24 +143,27 @@ class _Loop:
         try:
             self.make_steps(train)
         except DivergedError:
-            step = self.report.guard.last or int(self.result.state.step)
-            params = local_copy(self.result.state.params, self.trainer.mesh)
-            if distributed.is_first():
-                dump(self.workdir, self.trainer, train, step, params)
+            self.explain(train)
             raise
+        except (DataError, OSError):
+            self.saver.rescue(self.result.state)
+            raise
+        self.explain(train)
 
     def make_steps(self, train: Source) -> None:
         """Batch, step, hooks, until the end or the stop flag."""
         config, run = self.trainer.config, self.run
         alone = distributed.count() == 1
         asked = (lambda: bool(self.stop)) if alone else (lambda: False)
+        if distributed.agree(bool(self.stop)):
+            self.preempt()  # before anything is compiled
         with self.trainer.stream(train, run.start_step, run.total_steps, asked) as stream:
             self.report.start(stream.clock)
-            for number, _, batch in stream:
+            for number, host, batch in stream:
                 step = number + 1
                 self.result.state, tally = self.trainer.train_step(self.result.state, batch)
                 self.result.steps_run += 1
-                self.report.add(tally)
+                self.report.add(tally, host)
                 if self.result.steps_run == 1:
                     text = f"compiled and made the first step in {self.report.compiled():.0f} s"
                     call(self.hooks, "on_message", text)
@@ -184,8 +180,16 @@ class _Loop:
                     self.report.restart()
                 elif is_epoch or wish == SAVE or step % config.train.save_every == 0:
                     self.save()
-        if int(self.result.state.step) < run.total_steps:
+        if (step := int(self.result.state.step)) < run.total_steps:
+            self.record(step, is_epoch=False)
             self.preempt()  # asked to stop while waiting for data
+
+    def explain(self, train: Source) -> None:
+        """Writes down what is known about the first step that was skipped, if any was."""
+        if step := self.report.guard.first:
+            params = local_copy(self.result.state.params, self.trainer.mesh)
+            if distributed.is_first():
+                dump(self.workdir, self.trainer, train, step, params)
 
     def wish(self, is_logged: bool) -> int:
         """Whether to go on, to save, or to save and leave.
@@ -210,7 +214,7 @@ class _Loop:
         try:
             metrics = self.trainer.validate(params, self.valid, lambda: bool(self.stop))
         except Exception:
-            self.save()  # what the epoch has learned is not lost with its validation
+            self.saver.rescue(self.result.state)
             raise
         if metrics is None:
             self.preempt()

@@ -1,14 +1,27 @@
 """Out of device memory: what to tell the user, and the cut that needs less of it."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 from ml_collections import ConfigDict
 
 from xec_jax.errors import DeviceMemoryError
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for the errors with which XLA reports that memory is short, while compiling too."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+@contextlib.contextmanager
+def explained(config: ConfigDict) -> Iterator[None]:
+    """Turns the error with which XLA reports that memory is short into advice.
+
+    Raises:
+        DeviceMemoryError: In its place; while compiling, too.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise _advice(error, config) from None
 
 
 def halved(config: ConfigDict) -> ConfigDict | None:
@@ -24,8 +37,17 @@ def halved(config: ConfigDict) -> ConfigDict | None:
     return config.lock()
 
 
-def advice(error: BaseException, config: ConfigDict) -> DeviceMemoryError:
-    """Turns the error of XLA into one that names the way out."""
+def as_found(config: ConfigDict, earlier: ConfigDict) -> ConfigDict:
+    """Returns the config with the cut of the batch that an earlier start of the run has found."""
+    old, new = ((c.data.batch_size, c.train.grad_accum_steps) for c in (earlier, config))
+    if old[0] >= new[0] or old[0] * old[1] != new[0] * new[1]:
+        return config
+    config = config.copy_and_resolve_references().unlock()
+    config.data.batch_size, config.train.grad_accum_steps = old
+    return config.lock()
+
+
+def _advice(error: BaseException, config: ConfigDict) -> DeviceMemoryError:
     size, accum = config.data.batch_size, config.train.grad_accum_steps
     smaller = halved(config)
     remedy = "lower data.batch_size or the size of the network"

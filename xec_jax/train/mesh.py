@@ -112,16 +112,14 @@ def batch_putter(mesh: Mesh, mode: Mode) -> Callable[[Mapping[str, np.ndarray]],
     Events are cut into contiguous parts, one per device, in the order of the mesh. In pmap mode
     the arrays get a leading axis over the devices of this process. The copy is not waited for.
     """
-    local = mesh.local_mesh if mode == "pmap" else mesh
-    sharding = NamedSharding(local, EVENTS)
-
-    def put(batch: Mapping[str, np.ndarray]) -> Batch:
-        if mode == "pmap":
-            batch = {k: v.reshape(local.size, -1, *v.shape[1:]) for k, v in batch.items()}
-            return jax.device_put(dict(batch), sharding)
-        return jax.make_array_from_process_local_data(sharding, dict(batch))
-
-    return put
+    if mode == "pmap":
+        local = _pmap_mesh(mesh)
+        return lambda batch: jax.device_put(
+            {k: v.reshape(local.size, -1, *v.shape[1:]) for k, v in batch.items()},
+            NamedSharding(local, PartitionSpec(PMAP)),
+        )
+    sharding = NamedSharding(mesh, EVENTS)
+    return lambda batch: jax.make_array_from_process_local_data(sharding, dict(batch))
 
 
 def local_copy(tree: Any, mesh: Mesh) -> Any:
@@ -138,13 +136,20 @@ def local_copy(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def as_pmap_returns(tree: Any, mesh: Mesh) -> Any:
-    """Returns replicated arrays in the form in which a pmapped step returns them.
+def _pmap_mesh(mesh: Mesh) -> Mesh:
+    """The mesh of a pmapped step: one axis over the devices of this process."""
+    return Mesh(np.array(mesh.local_devices), (PMAP,), axis_types=(AxisType.Auto,))
 
-    A step that is called with another form first is compiled twice. No data move.
+
+def for_steps(tree: Any, mesh: Mesh, mode: Mode) -> Any:
+    """Returns a state, or a part of it, in the form in which the steps return it themselves.
+
+    A pmapped step that is given arrays over the mesh first is compiled twice by newer JAX, and
+    refused by older ones, for its batch has another mesh. No data move.
     """
-    devices = np.array(mesh.local_devices)
-    whole = NamedSharding(Mesh(devices, (PMAP,), axis_types=(AxisType.Auto,)), PartitionSpec())
+    if mode == "jit":
+        return tree
+    whole = replicated(_pmap_mesh(mesh))
 
     def one(x: jax.Array) -> jax.Array:
         parts = [shard.data for shard in x.addressable_shards]

@@ -60,7 +60,9 @@ def read_environment(workdir: Path) -> dict[str, Any]:
         environment = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(
-            f"{path} is not JSON: {error}", remedy="remove this file; the run continues without it"
+            f"{path} is not JSON: {error}",
+            remedy="copy it back from where this run was copied to. Without this file the run "
+            "continues too, but nobody checks any more that data and geometry are still the same",
         ) from error
     return environment if isinstance(environment, dict) else {}
 

@@ -33,7 +33,7 @@ class SkipGuard:
 
     def __init__(self, in_row: int, per_epoch: float) -> None:
         self.in_row, self.per_epoch = in_row, per_epoch
-        self.last = 0  # step
+        self.first = 0  # step, the first one that was skipped
         self._this_epoch: list[int] = []
 
     def skipped(self, tallies: Sequence[Tally], step: int) -> list[int]:
@@ -50,7 +50,7 @@ class SkipGuard:
             DivergedError: Too many.
         """
         self._this_epoch += skipped
-        self.last = skipped[-1] if skipped else self.last
+        self.first = self.first or (skipped[0] if skipped else 0)
         n = len(self._this_epoch)
         if in_row < self.in_row and n <= max(self.per_epoch, self.in_row):
             return
@@ -81,7 +81,7 @@ def dump(workdir: Path, trainer: Trainer, source: Source, step: int, params: Par
         trainer: The task on its devices.
         source: Training events, used by nobody else any more.
         step: The step (1-based) that was skipped.
-        params: Parameters before it.
+        params: The parameters that the run has now, which may have moved since.
     """
     try:
         batch = source.batch(
@@ -89,19 +89,24 @@ def dump(workdir: Path, trainer: Trainer, source: Source, step: int, params: Par
         )
         rows = suspects(batch)
         chosen = rows[:KEPT] if len(rows) else np.arange(min(KEPT, trainer.global_batch))
+        kept: dict[str, Any] = {name: array[chosen] for name, array in batch.items()}
+        np.savez_compressed(workdir / "nonfinite.npz", **kept)
         report = {
             "step": step,
             "inputs": {name: _describe(array) for name, array in batch.items()},
             "events": {n: batch[n][rows].tolist() for n in ("run", "event") if n in batch},
             "rows": rows.tolist(),
-            "parameters": _modules(params, lambda p: int(sum((~jnp.isfinite(x)).sum() for x in p))),
-            "gradient_norms": _gradient_norms(trainer, batch, step, params),
+            "parameters": {
+                name: sum(int((~jnp.isfinite(x)).sum()) for x in jax.tree.leaves(module))
+                for name, module in params.items()
+            },
         }
-        write_text(workdir / "nonfinite.json", json.dumps(report, indent=2) + "\n")
-        kept: dict[str, Any] = {name: array[chosen] for name, array in batch.items()}
-        np.savez_compressed(workdir / "nonfinite.npz", **kept)
-    except Exception as error:
-        log.warning("no report about the failure: %s: %s", type(error).__name__, error)
+        path = workdir / "nonfinite.json"
+        write_text(path, json.dumps(report, indent=2) + "\n")
+        report["gradient_norms"] = _gradient_norms(trainer, batch, step, params)
+        write_text(path, json.dumps(report, indent=2) + "\n")
+    except Exception as error:  # out of memory, a full disk: the failure itself is what counts
+        log.warning("no complete report on step %d: %s: %s", step, type(error).__name__, error)
 
 
 def suspects(batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -124,16 +129,10 @@ def _describe(array: np.ndarray) -> dict[str, Any]:
     return numbers
 
 
-def _modules(params: Params, measure: Any) -> dict[str, Any]:
-    return {name: measure(jax.tree.leaves(part)) for name, part in params.items()}
-
-
 def _gradient_norms(
     trainer: Trainer, batch: Mapping[str, np.ndarray], step: int, params: Params
 ) -> list[dict[str, str]]:
     """Norm of the gradient of the summed loss terms, per module, for each micro-batch."""
-    if trainer.shard[1] > 1 or trainer.mode != "jit":
-        return []
     key = jax.random.fold_in(jax.random.PRNGKey(trainer.config.seed), step - 1)
 
     @jax.jit
@@ -144,7 +143,7 @@ def _gradient_norms(
 
         return {name: optax.tree.norm(g) for name, g in jax.grad(total)(params).items()}
 
-    size = trainer.eval_size
+    size = trainer.config.data.batch_size  # one device takes a micro-batch at a time
     whole = dict(batch)
     whole["_position"] = np.arange(trainer.global_batch, dtype=np.int32)
     whole["_step"] = np.full(trainer.global_batch, step - 1, np.int32)

@@ -1,10 +1,12 @@
 """What the loop says of its steps: metrics, speed, and where the time went."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 
 from xec_jax.data.prefetch import Clock
 from xec_jax.train.nonfinite import SkipGuard
@@ -13,6 +15,8 @@ from xec_jax.train.step import Tally, TrainState, bound_queue
 from xec_jax.train.stopwatch import Stopwatch
 from xec_jax.train.system import limiting_stage, system_metrics
 from xec_jax.train.trainer import Trainer
+
+IDENTIFIERS = ("run", "event")
 
 
 @dataclass
@@ -27,6 +31,7 @@ class Report:
     trainer: Trainer
     guard: SkipGuard
     _pending: list[Tally] = field(default_factory=list)
+    _events: list[dict[str, np.ndarray]] = field(default_factory=list)
     _window: Stopwatch = field(default_factory=Stopwatch)
     _epoch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -34,9 +39,15 @@ class Report:
         """Starts the clocks, of which the data have one."""
         self._window, self._epoch = Stopwatch(clock), Stopwatch(clock)
 
-    def add(self, tally: Tally) -> None:
-        """Takes what a step has handed to the devices; they are at most two steps behind."""
+    def add(self, tally: Tally, host: Mapping[str, np.ndarray]) -> None:
+        """Takes what a step has handed to the devices; they are at most two steps behind.
+
+        Args:
+            tally: Sums of the step.
+            host: The step's batch; only the identifiers of the events are kept.
+        """
         self._pending.append(tally)
+        self._events.append({name: host[name] for name in IDENTIFIERS if name in host})
         bound_queue(self._pending)
 
     def compiled(self) -> float:
@@ -61,6 +72,7 @@ class Report:
         means = trainer.task.derive(Tally.means(self._pending))
         seconds, waited = window.seconds, window.spent.waited
         n_timed = len(self._pending) - window.untimed
+        data_wait = min(waited / seconds, 1.0)
         record: dict[str, Any] = {
             "step": step,
             "split": "train",
@@ -68,12 +80,18 @@ class Report:
             **means,
             "lr": float(trainer.schedule.rate(step - 1, state.plateau)),
             "events_per_s": n_timed * trainer.global_batch / seconds if n_timed else math.nan,
-            "data_wait": min(waited / seconds, 1.0),
+            "data_wait": data_wait,
+            "compute_share": 1.0 - data_wait,
             "data_wait_s": waited / max(n_timed, 1),
             **system_metrics(trainer.mesh.local_devices),
         }
         if means["skipped"]:
-            record["skipped_steps"] = self.guard.skipped(self._pending, step)
+            skipped = record["skipped_steps"] = self.guard.skipped(self._pending, step)
+            batches = [self._events[i - step - 1] for i in skipped]
+            record["skipped_events"] = [
+                {name: [int(ids.min()), int(ids.max())] for name, ids in batch.items()}
+                for batch in batches
+            ]
         if is_epoch:
             record["epoch_s"], data = self._epoch.seconds, self._epoch.spent
             record["limited_by"] = limiting_stage(
@@ -81,6 +99,7 @@ class Report:
             )
             self._epoch.restart()
         self._pending.clear()
+        self._events.clear()
         window.restart()
         return record
 

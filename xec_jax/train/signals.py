@@ -1,5 +1,6 @@
 """Stopping a run from outside without losing it."""
 
+import contextlib
 import os
 import signal
 from types import FrameType, TracebackType
@@ -48,5 +49,6 @@ class StopFlag:
         if not self._is_deferred:
             raise Preempted(f"stopped by {name} before the training began", remedy=AGAIN)
         self.signal = name
-        # Not print: a handler may interrupt one.
-        os.write(2, f"\n{name}: saving after this step, then leaving\n".encode())
+        with contextlib.suppress(OSError):  # a full disk, a closed terminal
+            # Not print: a handler may interrupt one.
+            os.write(2, f"\n{name}: saving after this step, then leaving\n".encode())

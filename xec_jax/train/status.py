@@ -11,7 +11,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def register(
         DiskError: It cannot be written.
     """
     old = read(workdir)
-    if (old and old["state"] != "registered") or (workdir / "config.json").exists():
+    if (old and old["attempts"]) or (workdir / "config.json").exists():
         return False
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,30 @@ def recorded(workdir: Path, command: Sequence[str]) -> Iterator[None]:
         raise
     finally:
         hours = status["hours"] + (time.monotonic() - began) / 3600
-        _try_to_write(workdir, {**status, **end, "ended": _now(), "hours": round(hours, 6)})
+        if not _is_of_another(workdir, status):
+            _try_to_write(workdir, {**status, **end, "ended": _now(), "hours": round(hours, 6)})
+
+
+@contextmanager
+def refusals_noted(workdir: Path) -> Iterator[None]:
+    """Enters why a run that waits for its job cannot even begin: data, devices, other weights.
+
+    Waiting are a registered run, and one that its cluster has requeued. All others are left as
+    they are: somebody may have tried the wrong command in their folder.
+    """
+    try:
+        yield
+    except Preempted:
+        raise
+    except XecError as error:
+        with suppress(XecError, OSError):
+            status = read(workdir) or _NEW
+            is_requeued = status["state"] == "preempted" and "SLURM_RESTART_COUNT" in os.environ
+            is_registered = status["state"] == "registered" and status is not _NEW
+            if (is_registered or is_requeued) and not is_held(workdir):
+                end = {"state": "failed", "reason": error.found, "exit_code": error.exit_code}
+                _write(workdir, {**status, **end, "ended": _now()})
+        raise
 
 
 def close(workdir: Path, state: str, reason: str) -> None:
@@ -193,6 +216,15 @@ def _job(environment: Mapping[str, str]) -> str | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _is_of_another(workdir: Path, own: Status) -> bool:
+    """True if another job runs here now: this one has lost the folder while it was suspended."""
+    with suppress(XecError, OSError):
+        now = read(workdir) or own
+        is_own = (now["host"], now["pid"]) == (own["host"], own["pid"])
+        return now["state"] == "running" and not is_own
+    return False
 
 
 def _write(workdir: Path, status: Status) -> None:

@@ -178,7 +178,7 @@ def make_train_step(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(accumulate, zeros, micro)[0]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Tally]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Tally]:
         key = jax.random.fold_in(state.rng, state.step)
         sums = gradient_over_micro_batches(state.params, batch, key)
         (loss, metrics), grads = over_devices(sums)
@@ -215,7 +215,7 @@ def make_train_step(
     if mode == "pmap":
         devices = list(mesh.devices.flat)
         return jax.pmap(
-            step,
+            train_step,
             PMAP,
             in_axes=(None, 0),
             out_axes=(None, None),
@@ -224,7 +224,7 @@ def make_train_step(
         )
     held = whole if divided is None else divided
     return jax.jit(
-        step,
+        train_step,
         in_shardings=(held, NamedSharding(mesh, EVENTS)),
         out_shardings=(held, whole),
         donate_argnums=0,
@@ -245,7 +245,7 @@ def make_eval_step(
     whole = replicated(mesh)
     divided = params_shardings if mesh.shape[MODEL] > 1 else None
 
-    def step(params: Params, batch: Batch, key: Key) -> Tally:
+    def eval_step(params: Params, batch: Batch, key: Key) -> Tally:
         if divided is not None:
             params = jax.lax.with_sharding_constraint(params, whole)
         terms, metrics = evaluate(params, batch, key)
@@ -255,10 +255,10 @@ def make_eval_step(
 
     if mode == "pmap":
         devices = list(mesh.devices.flat)
-        return jax.pmap(step, PMAP, in_axes=(None, 0, None), out_axes=None, devices=devices)
+        return jax.pmap(eval_step, PMAP, in_axes=(None, 0, None), out_axes=None, devices=devices)
     held = whole if divided is None else divided
     return jax.jit(
-        step, in_shardings=(held, NamedSharding(mesh, EVENTS), whole), out_shardings=whole
+        eval_step, in_shardings=(held, NamedSharding(mesh, EVENTS), whole), out_shardings=whole
     )
 
 

@@ -18,13 +18,15 @@ from xec_jax.errors import CheckpointError, DiskError
 log = logging.getLogger(__name__)
 
 MANIFEST = "xec_manifest.json"
+METRIC = "xec_metric.json"
+"""Holds the metric of a step that was validated after it was saved: what is sealed stays so."""
 PINNED = "PINNED"
 """A user's file in the folder of a step, which is then never removed."""
 TEMPORARY = ".orbax-checkpoint-tmp"
 """Follows the number in the names of folders that are being written or removed."""
 FORMAT = 1
 
-_NOT_LISTED = {MANIFEST, PINNED, "_CHECKPOINT_METADATA", "commit_success.txt"}
+_NOT_LISTED = {MANIFEST, METRIC, PINNED, "_CHECKPOINT_METADATA", "commit_success.txt"}
 """Files that are made or changed after the manifest. Restoring needs none of them."""
 
 
@@ -54,18 +56,20 @@ class StepFolders:
         Raises:
             CheckpointError: They cannot be read.
         """
-        path = self.path(step) / "meta" / "metadata"
         try:
-            facts = {"metric": None, **json.loads(path.read_text())}
-            return facts | {"metric": (self._manifest(step) or facts)["metric"]}
+            return self._facts(step)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+            raise CheckpointError(f"{self.path(step)} cannot be read: {error}") from error
 
     def metric(self, step: int) -> float | None:
-        """Returns the validation metric of a step, None without (or if it cannot be read)."""
+        """Returns the validation metric of a step, None without (or if that is damaged).
+
+        Raises:
+            OSError: It cannot be read now: the step may be the best one.
+        """
         try:
-            metric = self.facts(step)["metric"]
-        except CheckpointError:
+            metric = self._facts(step)["metric"]
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
         return metric if isinstance(metric, float | int) and math.isfinite(metric) else None
 
@@ -74,7 +78,7 @@ class StepFolders:
         metrics = {step: metric for step in self.steps if (metric := self.metric(step)) is not None}
         return sorted(metrics, key=lambda step: (metrics[step], -step))[:n]
 
-    def seal(self, path: Path, metric: float | None) -> None:
+    def seal(self, path: Path) -> None:
         """Writes the manifest of a step whose files are complete.
 
         Raises:
@@ -85,22 +89,20 @@ class StepFolders:
             name = file.relative_to(path).as_posix()
             if file.is_file() and name not in _NOT_LISTED:
                 files[name] = {"sha256": _sha256(file), "size": file.stat().st_size}
-        manifest = {"format": FORMAT, "metric": metric, "files": files}
+        manifest = {"format": FORMAT, "files": files}
         write_text(path / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
     def set_metric(self, step: int, metric: float) -> None:
         """Enters the metric of a step that was validated after it was saved."""
-        manifest = self._manifest(step)
-        if manifest is None:
-            self.seal(self.path(step), metric)
-        else:
-            text = json.dumps(manifest | {"metric": metric}, indent=1)
-            write_text(self.path(step) / MANIFEST, text + "\n")
+        write_text(self.path(step) / METRIC, json.dumps({"metric": metric}) + "\n")
 
     def fault(self, step: int) -> str | None:
         """Reads all files of a step and says what is wrong first, None if nothing is.
 
         A step without manifest passes with a warning. Files that it does not list are left alone.
+
+        Raises:
+            OSError: They cannot be read, which says nothing about them.
         """
         path = self.path(step)
         if path.is_symlink():
@@ -121,7 +123,7 @@ class StepFolders:
                     return f"{name} {fault}"
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             return f"{MANIFEST} is damaged: {error}"
-        except OSError as error:
+        except FileNotFoundError as error:
             return str(error)
         return None
 
@@ -136,11 +138,10 @@ class StepFolders:
         steps = [step for step in self.steps if step not in kept]
         return [step for step in steps if not (self.path(step) / PINNED).exists()]
 
-    def remove(self, step: int) -> None:
-        """Deletes a step; renamed first, so that a kill leaves no half of one."""
+    def discard(self, step: int) -> Path:
+        """Takes a step out of sight and returns what is to be deleted; a kill leaves no half."""
         doomed = self.path(step).with_name(f"{step}{TEMPORARY}-removed")
-        self.path(step).rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        return self.path(step).rename(doomed)
 
     def clear_leftovers(self) -> None:
         """Deletes what killed saves and removals left behind."""
@@ -156,7 +157,7 @@ class StepFolders:
     def make_room(self, size: int, keep_best: int) -> None:
         """Makes sure that a step can be written.
 
-        Removes old steps if it must, oldest first, and only if that is enough.
+        Removes leftovers and old steps if it must, oldest first, and only if that is enough.
 
         Args:
             size: Expected bytes of the step, if there is none before it to go by.
@@ -167,10 +168,12 @@ class StepFolders:
         """
         steps = self.steps
         needed = int(1.2 * (self._size(steps[-1]) if steps else size))
+        if self._free() < needed:
+            self.clear_leftovers()
         old = self.removable(1, keep_best)
         while old and self._free() < needed <= self._free() + sum(map(self._size, old)):
             log.warning("%s: step %d removed, the disk is full", self.folder, old[0])
-            self.remove(old.pop(0))
+            shutil.rmtree(self.discard(old.pop(0)), ignore_errors=True)
         if (free := self._free()) < needed:
             raise DiskError(
                 f"no room for a checkpoint in {self.folder}: {free / 1e6:.1f} MB free",
@@ -183,6 +186,13 @@ class StepFolders:
 
     def _size(self, step: int) -> int:
         return sum(file.stat().st_size for file in self.path(step).rglob("*") if file.is_file())
+
+    def _facts(self, step: int) -> dict[str, Any]:
+        path = self.path(step)
+        facts = {"metric": None, **json.loads((path / "meta" / "metadata").read_text())}
+        if (late := path / METRIC).exists():
+            facts["metric"] = json.loads(late.read_text())["metric"]
+        return facts
 
     def _manifest(self, step: int) -> dict[str, Any] | None:
         path = self.path(step) / MANIFEST

@@ -55,8 +55,9 @@ class Trainer:
         self.eval_size = config.data.batch_size * self.mesh.size
         self.global_batch = self.eval_size * self.accum_steps
         self.put = meshes.batch_putter(self.mesh, self.mode)
+        whole = meshes.replicated(self.mesh)
         key = np.asarray(jax.random.PRNGKey(config.eval.seed))
-        self.eval_key = jax.device_put(key, meshes.replicated(self.mesh))
+        self.eval_key = self.for_steps(jax.device_put(key, whole))
         self.keys = frozenset(task.spec) | {"weight", "_position", "_step"}
         self.steps_per_epoch = train.steps_per_epoch(size=self.global_batch, shards=1, train=True)
         self.total_steps = config.train.epochs * self.steps_per_epoch
@@ -66,6 +67,7 @@ class Trainer:
         self.schedule = make_schedule(
             optim, steps_per_epoch=self.steps_per_epoch, epochs=config.train.epochs
         )
+        self._after_validation = jax.jit(self.schedule.after_validation, out_shardings=whole)
         self.tx = make_optimizer(optim, self.schedule, task.frozen)
         self.state_shapes = jax.eval_shape(self._fresh)
         self.shardings = meshes.state_shardings(self.mesh, self.state_shapes)
@@ -151,14 +153,13 @@ class Trainer:
         """Tells the validation loss to a schedule that depends on it."""
         if state.plateau is None:
             return state
-        whole = meshes.replicated(self.mesh)
-        update = jax.jit(self.schedule.after_validation, out_shardings=whole)
-        plateau = update(meshes.global_arrays(state.plateau, self.mesh), np.float32(loss))
+        plateau = meshes.global_arrays(state.plateau, self.mesh)
+        plateau = self._after_validation(plateau, np.float32(loss))
         return state.replace(plateau=self.for_steps(plateau))
 
     def for_steps(self, state: Any) -> Any:
         """Returns a state, or a part of it, as the training step returns it itself."""
-        return state if self.mode == "jit" else meshes.as_pmap_returns(state, self.mesh)
+        return meshes.for_steps(state, self.mesh, self.mode)
 
     def validate(
         self,

@@ -4,9 +4,11 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -66,6 +68,14 @@ CONTENT = (
 )
 """What a run folder holds."""
 
+_TEMPORARY = re.compile(
+    rf"\.({'|'.join(map(re.escape, CONTENT))})\.\d+\.tmp|{re.escape(LOCK)}\.(takeover|new)"
+)
+"""What a kill leaves of a file that was being written (`config.write_text`, `Lock`)."""
+
+_APART = ("record", "time", "earlier")
+"""What of `environment.json` does not say in which environment a run was."""
+
 Resume = Literal["auto", "never", "must"]
 
 
@@ -80,8 +90,8 @@ def open_workdir(
 ) -> bool:
     """Makes a run folder, or checks that an existing one holds the same run.
 
-    Writes `config.json` (resolved config) and `environment.json` (versions, and the task's
-    record). The caller holds the lock of the folder.
+    Writes `config.json` (resolved config) and `environment.json` (versions, those of earlier starts
+    where they were others, and the task's record). The caller holds the lock of the folder.
 
     Args:
         workdir: The folder.
@@ -107,6 +117,8 @@ def open_workdir(
     try:
         if workdir.exists() and not workdir.is_dir():
             raise DiskError(f"{workdir} is a file", expected="a folder for the run")
+        if workdir.is_dir():
+            _remove_temporaries(workdir)
         if overwrite and workdir.is_dir():
             _remove_run(workdir)
         exists = (workdir / "config.json").exists()
@@ -128,8 +140,26 @@ def open_workdir(
             remedy="choose a --workdir that you may write",
         )
     write_text(workdir / "config.json", to_json(config) + "\n")
-    write_text(workdir / "environment.json", json.dumps(environment(record), indent=2) + "\n")
+    now = _with_history(environment(record), read_environment(workdir))
+    write_text(workdir / "environment.json", json.dumps(now, indent=2) + "\n")
     return exists
+
+
+def _with_history(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Adds the environments of former starts, where they differ; `time` is when this one began."""
+    facts, old = ({k: v for k, v in e.items() if k not in _APART} for e in (now, before))
+    earlier = before.get("earlier", [])
+    if facts == old:
+        return {**now, "time": before.get("time", now["time"]), "earlier": earlier}
+    if old:
+        earlier = [*earlier, {**old, "time": before.get("time")}]
+    return {**now, "earlier": earlier}
+
+
+def _remove_temporaries(workdir: Path) -> None:
+    for path in workdir.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _remove_run(workdir: Path) -> None:
@@ -198,6 +228,7 @@ def environment(record: Mapping[str, Any]) -> dict[str, Any]:
         "machine": platform.machine(),
         **{name: metadata.version(name) for name in packages},
         "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "record": dict(record),
     }
 

@@ -26,12 +26,20 @@ def configure(train: ConfigDict) -> None:
             `compilation_cache`.
 
     Raises:
-        ConfigError: Unknown precision.
+        ConfigError: Unknown precision, or no device.
     """
     name = train.matmul_precision
     if name not in PRECISIONS:
         raise ConfigError(f"train.matmul_precision is {name!r}", expected=nearest(name, PRECISIONS))
     jax.config.update("jax_default_matmul_precision", PRECISIONS[name])
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where a GPU is asked for in vain
+        raise ConfigError(
+            f"no device to train on (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {error}",
+            expected="a GPU that this job may use, and the extra cuda12 or cuda13",
+            remedy="ask the cluster for a GPU, or set JAX_PLATFORMS=cpu to do without",
+        ) from error
     if train.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         _use_cache()
 

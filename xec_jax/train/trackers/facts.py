@@ -1,18 +1,16 @@
 """What trackers are told about a run, besides its metrics: read from the run folder."""
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xec_jax.config import flatten
+from xec_jax.redact import hidden, without_secrets
 
 SUFFIXES = (".png", ".pdf", ".csv", ".root", ".onnx")
 OWN_FOLDERS = ("checkpoints", "tensorboard", "wandb")
-SECRET = re.compile(r"(^|[._-])(token|key|secret|password)($|[._-])", re.IGNORECASE)
-USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 LONGEST = 500
 """Characters of a value that every tracker takes."""
 
@@ -59,24 +57,15 @@ def read_facts(workdir: Path, n_parameters: int | None = None) -> Facts:
         tags={
             key: str(value)[:LONGEST]
             for key, value in flatten(without_secrets(environment)).items()
+            if value is not None
         },
     )
 
 
-def without_secrets(value: Any, key: str = "") -> Any:
-    """Copies plain data, with stars for texts under secret keys and for names in URLs."""
-    if isinstance(value, Mapping):
-        return {name: without_secrets(inner, f"{key}.{name}") for name, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [without_secrets(inner, key) for inner in value]
-    if not isinstance(value, str):
-        return value
-    return "***" if SECRET.search(key) else without_login(value)
-
-
-def without_login(text: str) -> str:
-    """Hides `user:password@` in URLs."""
-    return USER_IN_URL.sub("***", text)
+def reason(error: BaseException) -> str:
+    """Returns an error in one line, without passwords."""
+    text = " ".join(str(error).split())
+    return hidden(f"{type(error).__name__}: {text}")[:300]
 
 
 def artifacts(workdir: Path) -> Iterator[Path]:
@@ -87,3 +76,23 @@ def artifacts(workdir: Path) -> Iterator[Path]:
             yield top
         inside = sorted(top.rglob("*")) if top.is_dir() and top.name not in OWN_FOLDERS else [top]
         yield from (path for path in inside if path.is_file() and path.suffix in SUFFIXES)
+
+
+def send_each(files: Mapping[str, Callable[[], object]]) -> None:
+    """Sends files; one that fails keeps no other from being sent.
+
+    Args:
+        files: What sends each file, by its name.
+
+    Raises:
+        OSError: Some failed; it names them.
+    """
+    failed: dict[str, str] = {}
+    for name, send in files.items():
+        try:
+            send()
+        except Exception as error:
+            failed[name] = reason(error)
+    if failed:
+        names, why = ", ".join(failed), next(iter(failed.values()))
+        raise OSError(f"{len(failed)} of {len(files)} files were not sent: {names} ({why})")

@@ -39,8 +39,6 @@ _PLACE = ("step", "split", "time", "elapsed_s")
 
 def named(record: Record) -> dict[str, float]:
     """Returns {name: value} of a record's numbers; null and texts are left out."""
-    if record.get("data_wait") is not None:
-        record = {**record, "compute_share": 1.0 - record["data_wait"]}
     own = _NAMES if record["split"] == "train" else {}
     return {
         re.sub(r"[^\w./ -]", "_", own.get(key, f"{record['split']}/{key}")): float(value)

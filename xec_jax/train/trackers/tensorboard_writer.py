@@ -43,6 +43,9 @@ class TensorboardWriter:
             values = [{"tag": k, "simple_value": v} for k, v in named(record).items()]
             self.add(record.get("time"), step=record["step"], summary={"value": values})
 
-    def close(self, state: str | None) -> None:
-        """Closes the file; TensorBoard knows no end of a run."""
+    def tell(self, state: str) -> None:
+        """Does nothing: TensorBoard knows no end of a run."""
+
+    def close(self) -> None:
+        """Closes the file."""
         self.file.close()

@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from xec_jax.errors import ConfigError
 from xec_jax.train.records import Record
-from xec_jax.train.trackers.facts import Facts, artifacts
+from xec_jax.train.trackers.facts import Facts, artifacts, send_each
 from xec_jax.train.trackers.names import named
 
-EXIT_CODE = {"done": 0, "failed": 1, "preempted": 143, "interrupted": 130}
+EXIT_CODE = {"done": 0, "failed": 1, "preempted": 143, "interrupted": 130, "lost": 137}
 
 
 def open_run(facts: Facts, run_id: str | None) -> "WandbWriter":
@@ -21,9 +22,7 @@ def open_run(facts: Facts, run_id: str | None) -> "WandbWriter":
     mode = os.environ.get("WANDB_MODE", "online")
     if mode == "online" and not os.environ.get("WANDB_API_KEY"):
         raise ConfigError("WANDB_API_KEY is not set", remedy="set it, or WANDB_MODE=offline")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
+    wandb = _import_wandb()
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", facts.experiment),
         name=facts.run_name,
@@ -47,6 +46,7 @@ class WandbWriter:
 
     def __init__(self, run: Any, facts: Facts, *, is_new: bool) -> None:
         self.run, self.run_id, self.facts, self.is_new = run, run.id, facts, is_new
+        self.state = "running"
 
     def write(self, records: Sequence[Record]) -> None:
         """Hands the numbers to the package, which uploads them by itself."""
@@ -57,8 +57,24 @@ class WandbWriter:
                 row["_timestamp"] = record["time"]
             self.run.log(row)
 
-    def close(self, state: str | None) -> None:
+    def tell(self, state: str) -> None:
+        """Keeps the state: W&B is told with the end of the connection."""
+        self.state = state
+
+    def close(self) -> None:
         """Hands over the files and waits until everything is uploaded."""
-        for path in artifacts(self.facts.workdir):
-            self.run.save(str(path), base_path=str(self.facts.workdir), policy="now")
-        self.run.finish(EXIT_CODE.get(state or "done"))
+        folder = self.facts.workdir
+        save = partial(self.run.save, base_path=str(folder), policy="now")
+        try:
+            files = artifacts(folder)
+            send_each({str(p.relative_to(folder)): partial(save, str(p)) for p in files})
+        finally:
+            self.run.finish(EXIT_CODE[self.state])
+
+
+def _import_wandb() -> Any:
+    """Imports the package and silences it, for all of this process."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    return wandb

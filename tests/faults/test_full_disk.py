@@ -1,0 +1,67 @@
+"""F11 on a file system that really is full: a checkpoint is lost, not the run."""
+
+import os
+import subprocess
+import time
+
+import pytest
+from job import last_step, run, start, wait_for
+from test_stopping import assert_same_run, state_of
+
+from xec_jax.train import status
+
+LONG = ("--set", '{"train.epochs": 12}')
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder):
+    """Takes all the space that is left."""
+    with (folder / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(os.urandom(4096))
+        except OSError:
+            pass
+
+
+def test_a_disk_that_is_full_for_a_while(caches, small_disk, tmp_path):
+    workdir = small_disk / "run"
+    process = start(caches, workdir, *LONG, "--pace", 0.05)
+    wait_for(process, lambda: last_step(workdir) >= 9)
+    fill(small_disk)
+    time.sleep(1)
+    assert process.poll() is None, "training goes on"
+    (small_disk / "filler").unlink()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    assert err.count("training goes on without this checkpoint") + err.count("is missed") >= 1
+    assert "Traceback" not in err
+    code, _, err = run(caches, tmp_path / "whole", *LONG)
+    assert code == 0, err
+    assert_same_run(workdir, tmp_path / "whole")
+
+
+def test_a_disk_that_stays_full(caches, small_disk):
+    workdir = small_disk / "run"
+    process = start(caches, workdir, "--pace", 0.1)
+    wait_for(process, lambda: last_step(workdir) >= 9)
+    before = state_of(workdir)[0]
+    fill(small_disk)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 4, err
+    assert "No space left" in err or "room" in err
+    assert state_of(workdir)[0] >= before, "earlier steps are intact"
+    (small_disk / "filler").unlink()
+    code, _, err = run(caches, workdir)
+    assert code == 0, err
+    assert status.read(workdir)["state"] == "done"
