@@ -181,7 +181,8 @@ class _Loop:
                 elif is_epoch or wish == SAVE or step % config.train.save_every == 0:
                     self.save()
         if (step := int(self.result.state.step)) < run.total_steps:
-            self.record(step, is_epoch=False)
+            if self.report.has_steps:
+                self.record(step, is_epoch=False)
             self.preempt()  # asked to stop while waiting for data
 
     def explain(self, train: Source) -> None:

@@ -50,6 +50,11 @@ class Report:
         self._events.append({name: host[name] for name in IDENTIFIERS if name in host})
         bound_queue(self._pending)
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether there is anything to record."""
+        return bool(self._pending)
+
     def compiled(self) -> float:
         """Waits for the first step, so that the speed of the others does not include compiling.
 

@@ -43,6 +43,7 @@ def read_facts(workdir: Path, n_parameters: int | None = None) -> Facts:
     raw = json.loads((workdir / "config.json").read_text())
     path = workdir / "environment.json"
     environment = json.loads(path.read_text()) if path.exists() else {}
+    environment.pop("earlier", None)  # the history of the run, no fact of it
     config = without_secrets(raw)
     params = {key: str(value)[:LONGEST] for key, value in flatten(config).items()}
     if n_parameters is not None:
