@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -77,16 +78,48 @@ def test_stopped_and_resumed_equals_undisturbed(tmp_path, stop_step):
     assert before == after, "also where the signal came between an epoch and its validation"
 
 
+class Crash(Hook):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, step):
+        if step == self.step:
+            raise RuntimeError("killed")
+
+
+def test_a_rate_that_follows_validations_survives_a_late_one(tmp_path):
+    """Stopped between step 5 and its validation; killed right after the late validation."""
+    config = toy.config()
+    config.optim.lr_scheduler, config.optim.lr_patience, config.optim.lr = "plateau", 0, 20.0
+    whole = train(tmp_path / "whole", config)
+    assert float(whole.state.plateau.scale) < 1, "this rate does follow"
+    stop = StopFlag()
+    with pytest.raises(Preempted):
+        train(tmp_path / "cut", config, hooks=[StopAfter(stop, 5)], stop=stop)
+    with pytest.raises(RuntimeError, match="killed"):
+        train(tmp_path / "cut", config, hooks=[Crash(6)])
+    resumed = train(tmp_path / "cut", config)
+    assert resumed.steps_run == STEPS - 5
+    assert same(whole.state, resumed.state)
+    keys = [(r["step"], r["split"]) for r in read_jsonl(tmp_path / "cut" / "metrics.jsonl")]
+    assert keys.count((5, "valid")) == 1
+
+
+def test_the_record_of_lost_checkpoints_is_kept(tmp_path, caplog):
+    train(tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    train(tmp_path / "run")
+    (lost,) = (tmp_path / "run").glob("metrics.lost-*.jsonl")
+    assert lost.read_text() == before
+    assert "begins anew" in caplog.text
+
+
 def test_lost_steps_are_made_again_and_recorded_once(tmp_path):
     """A kill after step 8 leaves the checkpoint of step 6; 7 and 8 must not be there twice."""
 
-    class Crash(Hook):
-        def on_step(self, step):
-            if step == 9:
-                raise RuntimeError("killed")
-
     with pytest.raises(RuntimeError, match="killed"):
-        train(tmp_path / "cut", hooks=[Crash()])
+        train(tmp_path / "cut", hooks=[Crash(9)])
     before = read_jsonl(tmp_path / "cut" / "metrics.jsonl")
     assert before[-1]["step"] == 8
     resumed = train(tmp_path / "cut")

@@ -17,12 +17,12 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
 
-def start(caches, workdir, *arguments, **environment):
+def start(caches, workdir, *arguments, streams=None, **environment):
     """Starts the job; keyword arguments are added to its environment."""
     words = [sys.executable, __file__, str(workdir), *map(str, arguments)]
     env = {**os.environ, **caches, "PYTHONPATH": str(TESTS.parent), **environment}
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(words, env=env, **pipe)
+    return subprocess.Popen(words, env=env, **pipe | (streams or {}))
 
 
 def run(caches, workdir, *arguments, **environment):

@@ -65,3 +65,17 @@ def test_a_disk_that_stays_full(caches, small_disk):
     code, _, err = run(caches, workdir)
     assert code == 0, err
     assert status.read(workdir)["state"] == "done"
+
+
+def test_what_the_console_cannot_take_ends_nothing(caches, tmp_path):
+    """Output often goes to a file of a full disk, too, and a signal is announced there."""
+    workdir = tmp_path / "run"
+    with open("/dev/full", "w") as full:
+        streams = {"stdout": full, "stderr": full}
+        process = start(caches, workdir, "--pace", 0.05, streams=streams)
+        wait_for(process, lambda: last_step(workdir) >= 6)
+        process.terminate()
+        assert process.wait(timeout=60) == 75
+        assert state_of(workdir)[0] == last_step(workdir)
+        assert start(caches, workdir, streams=streams).wait(timeout=60) == 0
+    assert status.read(workdir)["state"] == "done"

@@ -102,6 +102,9 @@ def test_out_of_memory_halves_the_batch_on_demand(small_device, tmp_path, monkey
     saved = json.loads((tmp_path / "small" / "config.json").read_text())
     assert saved["data"]["batch_size"] == 4
     assert saved["train"]["grad_accum_steps"] == 4
+    caplog.clear()
+    job(tmp_path / "small", config)  # finished, and without another search
+    assert "half the batch" not in caplog.text
     monkeypatch.undo()
     whole = job(tmp_path / "large", config)
     for a, b in zip(*(jax.tree.leaves(r.state.params) for r in (small, whole)), strict=True):

@@ -193,6 +193,6 @@ def train(
 
 
 if __name__ == "__main__":
-    if not {"-h", "--help"} & set(sys.argv[1:]):
+    if not {"-h", "--help", "--check_config"} & set(sys.argv[1:]):
         restart_with_huge_pages()
     run_command(main)

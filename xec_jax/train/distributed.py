@@ -149,7 +149,7 @@ def initialize(asked_to_stop: Callable[[], bool] | None = None) -> None:
         cluster_detection_method="deactivate",
     )
     _cluster, _asked_to_stop = cluster, asked_to_stop
-    threading.Thread(target=_leave_after_failure, args=(_client(),), daemon=True).start()
+    threading.Thread(target=_leave_after_failure, args=(coordinator(),), daemon=True).start()
 
 
 def _check_address(cluster: Cluster) -> None:
@@ -195,7 +195,7 @@ def tell(text: str) -> None:
         print(text)
 
 
-def _client() -> Any:
+def coordinator() -> Any:
     from jax._src.distributed import global_state  # JAX has no other door to its coordinator
 
     return global_state.client
@@ -210,7 +210,7 @@ def _exchange(place: str, text: str) -> list[str]:
         RuntimeError: Processes are at different places of the program, or one does not answer.
     """
     global _round
-    client = _client()
+    client = coordinator()
     _round += 1
     client.key_value_set(f"xec_jax/{_round}/{index()}", json.dumps([place, text]))
     start, asked_at = time.monotonic(), None
@@ -322,7 +322,7 @@ def _announce(error: BaseException) -> None:
     """Leaves word at the coordinator that this process is about to end."""
     failure = _facts(error) | {"process": index(), "code": _exit_code(error)}
     with contextlib.suppress(RuntimeError):  # another was first, or the coordinator is gone
-        _client().key_value_set(_FAILED, json.dumps(failure))
+        coordinator().key_value_set(_FAILED, json.dumps(failure))
 
 
 def _exit_code(error: BaseException) -> int:

@@ -5,7 +5,6 @@ ever. This one is broken by the process that failed, and then nobody waits in va
 """
 
 import itertools
-from typing import Any
 
 from xec_jax.train import distributed
 
@@ -33,7 +32,7 @@ class Rendezvous:
             OSError: Another process failed.
             JaxRuntimeError: It took too long.
         """
-        client = _client()
+        client = distributed.coordinator()
         self._met += 1
         client.key_value_set(self._place(distributed.index(), self._met), "here")
         for index in range(distributed.count()):
@@ -47,18 +46,12 @@ class Rendezvous:
             return
         for meeting in range(1, MEETINGS + 1):
             place = self._place(distributed.index(), meeting)
-            _client().key_value_set(place, "failed", allow_overwrite=True)
+            distributed.coordinator().key_value_set(place, "failed", allow_overwrite=True)
 
     def clear(self) -> None:
         """Removes what the coordinator holds of this process, once all of them are through."""
         if distributed.count() > 1:
-            _client().key_value_delete(f"{self._name}/{distributed.index()}")
+            distributed.coordinator().key_value_delete(f"{self._name}/{distributed.index()}")
 
     def _place(self, index: int, meeting: int) -> str:
         return f"{self._name}/{index}/{meeting}"
-
-
-def _client() -> Any:
-    from jax._src.distributed import global_state  # JAX has no other door to its coordinator
-
-    return global_state.client
