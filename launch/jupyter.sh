@@ -6,7 +6,8 @@
 #
 #   launch/jupyter.sh [PARTITION] [TIME] [PORT]     a100-daily, 02:00:00, 8888
 #
-# It listens on the node itself only, behind an ssh tunnel and a token.
+# DRY_RUN=1 prints the job and submits nothing. The server listens on the node itself only, behind
+# an ssh tunnel and a token.
 set -euo pipefail
 partition=${1:-a100-daily} time=${2:-02:00:00} port=${3:-8888}
 if [[ ! $port =~ ^[1-9][0-9]{3,4}$ ]] || ((port < 1024 || port > 65535)); then
@@ -15,10 +16,16 @@ if [[ ! $port =~ ^[1-9][0-9]{3,4}$ ]] || ((port < 1024 || port > 65535)); then
 fi
 if [[ -z ${SLURM_JOB_ID:-} ]]; then
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
+  job=(sbatch "--partition=$partition" "--time=$time" --gres=gpu:1 --cpus-per-task=8 --mem=48G
+    --export=ALL launch/jupyter.sh "$partition" "$time" "$port")
+  if [[ -n ${DRY_RUN:-} && $DRY_RUN != 0 ]]; then
+    printf '%q ' "${job[@]}"
+    echo
+    exit
+  fi
   mkdir -p slurm_logs
   umask 077 # the log has the token
-  exec sbatch "--partition=$partition" "--time=$time" --gres=gpu:1 --cpus-per-task=8 --mem=48G \
-    --export=ALL launch/jupyter.sh "$partition" "$time" "$port"
+  exec "${job[@]}"
 fi
 
 # shellcheck source=launch/environment.sh

@@ -23,7 +23,8 @@ nowhere() {
 config=${CONFIG_PATH:-configs/${BASH_REMATCH[1]}.py${BASH_REMATCH[2]}}
 
 # The name becomes a folder, a job's name and part of a log's name, where Slurm expands %.
-run_name=${RUN_NAME:-${1/:/-}}
+# Many runs have a folder of their own, beside that of a plain training.
+run_name=${RUN_NAME:-${1/:/-}${SWEEP:+-sweep}${GRID:+-grid}}
 [[ $run_name =~ ^[A-Za-z0-9][A-Za-z0-9._+=-]*$ ]] ||
   refuse "RUN_NAME=$run_name; expected letters, digits and . _ + = -, beginning with a letter or digit"
 workdir=${SAVE_DIR:-runs}/$run_name

@@ -4,7 +4,7 @@
 #   RUN_NAME=mae1 EPOCHS=50 launch/submit.sh mae             one node, one A100
 #   PARTITION=gh-daily NUM_GPUS=4 launch/submit.sh mae:gh200   one node, four GH200
 #   NODES=2 NUM_GPUS=4 launch/submit.sh mae                  two nodes
-#   SWEEP=8 SWEEP_OPTIONS='--trials 100' launch/submit.sh mae   8 workers on one study
+#   SWEEP=8 SWEEP_OPTIONS='--trials 100' launch/submit.sh mae   8 workers on one study, runs/mae-sweep
 #   GRID=grid.txt launch/submit.sh mae                       one job per line "optim.lr=1e-4 seed=1"
 #
 # Paths are as seen from the repository. DRY_RUN=1 prints the exact job, checks the config and
@@ -23,10 +23,15 @@ count() {
 
 nodes=$(count NODES 1)
 gpus=$(count NUM_GPUS 1)
-cpus=$(count CPUS $((8 * gpus)))
-job=(sbatch "--job-name=$run_name" "--partition=${PARTITION:-a100-daily}"
+partition=${PARTITION:-a100-daily}
+case $partition in
+gh*) gpu_cpus=16 gpu_memory=96 ;; # what the variant gh200 reads with and keeps in memory
+*) gpu_cpus=8 gpu_memory=48 ;;
+esac
+cpus=$(count CPUS $((gpu_cpus * gpus)))
+job=(sbatch "--job-name=$run_name" "--partition=$partition"
   "--time=${TIME:-12:00:00}" "--nodes=$nodes" "--gres=gpu:$gpus" "--cpus-per-task=$cpus"
-  "--mem=${MEM:-$((48 * gpus))G}" --export=ALL)
+  "--mem=${MEM:-$((gpu_memory * gpus))G}" --export=ALL)
 
 lines=() # of GRID, by their numbers in the file
 if [[ -n ${GRID:-} ]]; then
@@ -65,6 +70,11 @@ fi
 here() {
   JAX_PLATFORMS=cpu "${PYTHON:-python}" -m "$@"
 }
+
+# Of a Python that cannot do it, one line; else every line of a grid would bring two tracebacks.
+JAX_PLATFORMS=cpu "${PYTHON:-python}" -c \
+  'import sys, xec_jax, ml_collections; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+  refuse "${PYTHON:-python} here is no Python 3.11 with xec_jax's packages, which checks the config; activate its environment or set PYTHON=..."
 
 # each COMMAND...: calls it with the arguments of every training; `place` says where those stand.
 each() {

@@ -10,9 +10,11 @@ from commands import ROOT
 
 LAUNCH = ROOT / "launch"
 
-# Notes its words and some variables, then leaves with the code that EXIT_<name> holds.
+# Notes its words and some variables, then leaves with the code that EXIT_<name> holds. Whether
+# Python has the packages is asked often, and not noted.
 STUB = r"""#!/usr/bin/env bash
 name=${0##*/}
+if [[ $name == python && ${2:-} == 'import sys, xec_jax, '* ]]; then exit "${EXIT_import:-0}"; fi
 { printf '%s\037' "$name" "$@"; printf '\n'; } >>"$RECORD"
 env >"$RECORD.$name"
 code=EXIT_$name

@@ -268,7 +268,7 @@ def test_submit_asks_for_what_the_variables_say(cluster):
     asked = {"PARTITION": "gh-daily", "TIME": "1-00:00:00", "NUM_GPUS": "4", "NODES": "2"}
     cluster.run("submit.sh", "mae:gh200", **asked)
     words = ["--config", "configs/mae.py:gh200", "--workdir", "runs/mae-gh200"]
-    options = head("mae-gh200", "gh-daily", "1-00:00:00", 2, 4, 32, "192G")
+    options = head("mae-gh200", "gh-daily", "1-00:00:00", 2, 4, 64, "384G")
     assert cluster.calls("sbatch") == [[*options, "launch/multi_node.sbatch", *words]]
     cluster.run("submit.sh", "mae", MEM="10G", CPUS="3", CONFIG_PATH="/my configs/x.py:v")
     expected = [
@@ -277,26 +277,55 @@ def test_submit_asks_for_what_the_variables_say(cluster):
         *plain("mae", "/my configs/x.py:v"),
     ]
     assert cluster.calls("sbatch")[1] == expected
+    cluster.run("submit.sh", "mae", PARTITION="gh-daily", MEM="10G", CPUS="3")
+    assert cluster.calls("sbatch")[2][: len(head())] == head(
+        partition="gh-daily", cpus=3, mem="10G"
+    )
+
+
+@pytest.mark.parametrize("variant", ["default", "gh200"])
+def test_a_job_has_the_memory_and_cores_that_the_config_uses(cluster, variant):
+    data = configs.load(str(ROOT / "configs" / f"mae.py:{variant}")).data
+    partition = "gh-daily" if variant == "gh200" else "a100-daily"
+    cluster.run("submit.sh", f"mae:{variant}", PARTITION=partition)
+    (job,) = cluster.calls("sbatch")
+    asked = dict(word.split("=", 1) for word in job if word.startswith("--") and "=" in word)
+    assert data.max_ram_gb < int(asked["--mem"].removesuffix("G"))
+    assert data.num_threads <= int(asked["--cpus-per-task"])
 
 
 def test_a_sweep_is_an_array_of_workers(cluster):
     cluster.run("submit.sh", "mae", SWEEP="8", SWEEP_OPTIONS="--trials 30 --max", LR="1e-4")
-    study = ["--config", "configs/mae.py", "--output", "runs/mae", "--trials", "30", "--max"]
+    study = ["--config", "configs/mae.py", "--output", "runs/mae-sweep", "--trials", "30", "--max"]
     study.append("--config.optim.lr=1e-4")
     array = ["--array=0-7", "launch/slurm_array.sbatch", "--", "xec_jax.sweep", *study]
-    assert cluster.calls("sbatch") == [[*head(), *array]]
+    assert cluster.calls("sbatch") == [[*head("mae-sweep"), *array]]
     assert cluster.calls("python") == [["-m", "xec_jax.sweep", "--dry_run", *study]]
+
+
+@pytest.mark.parametrize("kind", ["SWEEP", "GRID"])
+def test_many_runs_keep_out_of_the_folder_of_a_plain_training(cluster, tmp_path, kind):
+    grid = tmp_path / "grid.txt"
+    grid.write_text("seed=1\n")
+    many = {"SWEEP": {"SWEEP": "2"}, "GRID": {"GRID": str(grid)}}[kind]
+    own = f"mae-tiny-{kind.lower()}"
+    for name, variables in ((own, {}), ("mine", {"RUN_NAME": "mine"})):
+        assert cluster.run("submit.sh", "mae:tiny", **many, **variables)[0] == 0
+        job = cluster.calls("sbatch")[-1]
+        assert job[0] == f"--job-name={name}"
+        assert f"runs/{name}" in {word.removesuffix("/%a") for word in job}
 
 
 def test_a_grid_is_one_run_per_line(cluster, tmp_path):
     grid = tmp_path / "my grid.txt"
     grid.write_text("# rates\noptim.lr=1e-4 seed=1\n\n  optim.lr=2e-4")
     cluster.run("submit.sh", "mae", GRID=str(grid), EPOCHS="3")
-    common = ["--config", "configs/mae.py", "--workdir", "runs/mae/%a", "--config.train.epochs=3"]
+    common = ["--config", "configs/mae.py", "--workdir", "runs/mae-grid/%a"]
+    common.append("--config.train.epochs=3")
     lines = ["optim.lr=1e-4 seed=1", "optim.lr=2e-4"]
     (job,) = cluster.calls("sbatch")
     script = ["--array=0-1", "launch/slurm_array.sbatch"]
-    assert job == [*head(), *script, *lines, "--", "xec_jax.train", *common]
+    assert job == [*head("mae-grid"), *script, *lines, "--", "xec_jax.train", *common]
     runs = [
         [*(word.replace("%a", str(k)) for word in common), *(f"--config.{w}" for w in line.split())]
         for k, line in enumerate(lines)
@@ -354,7 +383,26 @@ def test_a_wrong_config_is_not_submitted(cluster):
     assert not cluster.calls("sbatch")
 
 
-def test_a_login_node_without_the_package_only_warns(cluster):
+@pytest.mark.parametrize("code", ["1", "127"])
+@pytest.mark.parametrize("extra", [{}, {"DRY_RUN": "1"}, {"SWEEP": "2"}])
+def test_a_login_node_without_the_package_is_told_so_in_one_line(cluster, code, extra):
+    noisy = STUB.replace("if [[", "echo Traceback >&2; if [[", 1)
+    cluster.add("python", noisy)
+    code, _, err = cluster.run("submit.sh", "mae", EXIT_import=code, **extra)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert err.startswith("refused: python here")
+    assert "PYTHON=..." in err
+    assert not cluster.record.read_text()
+    cluster.add("my python", STUB)
+    assert cluster.run("submit.sh", "mae", PYTHON=str(cluster.bin / "my python"))[0] == 0
+
+
+def test_what_submit_asks_of_python_holds_for_this_one():
+    (question,) = re.findall(r"^  '(import sys, .*)'", (LAUNCH / "submit.sh").read_text(), re.M)
+    assert subprocess.run([sys.executable, "-c", question], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_check_that_breaks_only_warns(cluster):
     code, _, err = cluster.run("submit.sh", "mae", EXIT_python="1")
     assert code == 0
     assert err.count("warning") == 2
@@ -366,13 +414,13 @@ def test_a_login_node_without_the_package_only_warns(cluster):
 def test_what_sbatch_refuses_is_not_left_registered(cluster, tmp_path):
     grid = tmp_path / "grid.txt"
     grid.write_text("seed=1\nseed=2\nseed=3\n")
-    begun = cluster.root / "runs" / "mae" / "1"
+    begun = cluster.root / "runs" / "mae-grid" / "1"
     begun.mkdir(parents=True)
     (begun / "config.json").touch()
     assert cluster.run("submit.sh", "mae", GRID=str(grid), EXIT_sbatch="3")[0] == 3
     failed = [words for words in cluster.calls("python") if words[2] == "fail"]
     assert failed == [
-        ["-m", "xec_jax.runs", "fail", f"runs/mae/{k}", "--reason", "sbatch refused it"]
+        ["-m", "xec_jax.runs", "fail", f"runs/mae-grid/{k}", "--reason", "sbatch refused it"]
         for k in (0, 2)  # the other one is a run that was to be continued
     ]
 

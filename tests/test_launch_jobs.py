@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -166,6 +167,15 @@ def test_jupyter_listens_to_the_node_alone_and_wants_a_token(cluster):
     assert {"--ip=127.0.0.1", "--port=9000"} <= set(started)
     assert not any("token" in word or "0.0.0.0" in word for word in started)  # ps shows words
     assert cluster.seen_by("python")["JUPYTER_TOKEN"] == "5ec4e7"
+
+
+def test_a_dry_run_of_jupyter_prints_the_job_and_submits_nothing(cluster):
+    words = ("jupyter.sh", "gh daily", "01:00:00", "9000")
+    code, out, err = cluster.run(*words, DRY_RUN="1")
+    assert (code, err, cluster.calls("sbatch")) == (0, "", [])
+    assert not (cluster.root / "slurm_logs").exists()
+    cluster.run(*words, DRY_RUN="0")
+    assert shlex.split(out) == ["sbatch", *cluster.calls("sbatch")[0]]
 
 
 @pytest.mark.parametrize("port", ["80", "70000", "x[$(touch evil)]", "99999", "010000"])

@@ -220,8 +220,8 @@ def test_other_rates_are_functions_of_the_step_alone(name, per_step):
 @pytest.mark.parametrize(
     ("name", "keys", "message"),
     [
-        ("cosin", {}, "lr_scheduler is 'cosin'(.|\n)*perhaps cosine"),
-        ("one_cycle", {}, "perhaps onecycle"),
+        ("cosin", {}, "lr_scheduler is 'cosin'(.|\n)*none, cosine, onecycle"),
+        ("one_cycle", {}, "one of none, cosine, onecycle"),
         ("cosine", {"warmup_epochs": EPOCHS}, "warmup_epochs < train.epochs"),
         ("cosine", {"warmup_epochs": -1.0}, "warmup_epochs < train.epochs"),
         (None, {"lr": -1.0}, "optim.lr is -1.0"),

@@ -135,8 +135,8 @@ def test_slurm_job(tmp_path, monkeypatch, environment, job):
 def test_closed_by_hand_unless_somebody_is_at_work(tmp_path):
     with pytest.raises(CheckpointError, match="holds no run"):
         status.close(tmp_path, "failed", "node died")
-    with status.recorded(tmp_path, COMMAND):
-        pass
+    with pytest.raises(Preempted), status.recorded(tmp_path, COMMAND):
+        raise Preempted("stopped")
     before = status.read(tmp_path)
     with Lock(tmp_path), pytest.raises(CheckpointError, match="at work"):
         status.close(tmp_path, "failed", "node died")
@@ -144,6 +144,16 @@ def test_closed_by_hand_unless_somebody_is_at_work(tmp_path):
     status.close(tmp_path, "failed", "node died")
     assert status.read(tmp_path)["reason"] == "by hand: node died"
     assert status.read(tmp_path)["state"] == "failed"
+
+
+def test_what_has_ended_well_or_never_begun_is_not_closed_by_hand(tmp_path):
+    with status.recorded(tmp_path, COMMAND):
+        pass
+    with pytest.raises(CheckpointError, match="is done, after 1 attempts"):
+        status.close(tmp_path, "failed", "a slip of the hand")
+    status.register(tmp_path / "planned", command=COMMAND)
+    with pytest.raises(CheckpointError, match="is registered, after 0 attempts"):
+        status.close(tmp_path / "planned", "done", "a slip of the hand")
 
 
 JOB = """

@@ -265,10 +265,14 @@ def test_proposals_keep_away_from_trials_that_still_run(place, monkeypatch):
         assert asked == [{"seed": 0, "constant_liar": True}]
 
 
-def test_the_dry_run_writes_nothing(place, capsys):
+def test_the_dry_run_checks_a_trial_and_writes_nothing(place, capsys, monkeypatch):
+    checked = []
+    monkeypatch.setattr("xec_jax.train.check.check_config", checked.append)
     assert sweep.main(arguments(place, "--dry_run", "--config.model.width=3.0")) == 0
     assert "--config.model.width=3.0 --config.optim.lr=1e-05" in capsys.readouterr().out
     assert not (place / "study").exists()
+    (config,) = checked
+    assert (config.model.width, config.optim.lr) == (3.0, 1e-5)
 
 
 def test_workers_share_a_study(place):
@@ -413,4 +417,4 @@ def test_without_optuna_the_extra_is_named(place, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         run_command(sweep.main, arguments(place))
     assert left.value.code == 2
-    assert "xec_jax[tune]" in capsys.readouterr().err
+    assert ".[tune]" in capsys.readouterr().err

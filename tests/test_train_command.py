@@ -173,6 +173,7 @@ def bad_files(tmp_path_factory, foreign):
         ("optim.lr_scheduler=cosin", ["cosine"]),
         ("data.normalization.npho_scheme=log", ["log1p"]),
         ("optim.learning_rate=1", ["learning_rate", "optim.lr"]),
+        ("train.devices=2", ["train.mesh.data, its new name"]),
         ("task=mea", ["mea", "mae"]),
         ("data.train=", ["path ''", "empty"]),
         ("model.encoder_dim=100", ["multiple of 32"]),
@@ -236,3 +237,31 @@ def test_dry_run_writes_nothing(caches, foreign, tmp_path):
     assert code == 0, err
     assert "loss of the first step" in out
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.matmul_precision=tf32", "one of default, high, highest"),
+        ("optim.lr_scheduler=constant", "one of none, cosine"),
+        ("optim.frozen=('^encodr/',)", "perhaps encoder"),
+        ("log.trackers=('mlfow',)", "perhaps mlflow"),
+        ("data.valid=x.root", "data.train is not set"),
+        ("train.epochs=0", "train.epochs"),
+    ],
+)
+def test_a_login_node_finds_what_the_job_would_refuse(capsys, override, message):
+    from xec_jax.errors import run_command
+    from xec_jax.train.__main__ import main
+
+    with pytest.raises(SystemExit) as exit_:
+        run_command(main, ["--config", CONFIG, "--check_config", f"--config.{override}"])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_config_that_is_fine(capsys):
+    from xec_jax.train.__main__ import main
+
+    assert main(["--config", CONFIG, "--check_config", "--config.optim.lr=1e-5"]) == 0
+    assert "optim.lr: 0.00025 -> 1e-05" in capsys.readouterr().out

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from xec_jax.errors import ConfigError, DiskError, XecError
 
 GROUPS = ("task", "seed", "data", "model", "optim", "train", "eval", "log", "export")
+RENAMED = {"train.devices": "train.mesh.data, its new name"}
 TASK_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
 
 
@@ -52,7 +53,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         if key not in known:
             raise ConfigError(
                 f"unknown key in {argument!r}",
-                expected=nearest(key, known),
+                expected=RENAMED.get(key) or nearest(key, known),
                 remedy=f"the keys are those of {path}",
             )
         try:

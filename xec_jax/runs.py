@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   python -m xec_jax.runs runs                              all runs below the folder `runs`
-  python -m xec_jax.runs runs --best 3 --metric angle_mean the three best
+  python -m xec_jax.runs runs --best 3 --metric angle_resolution_68pct
   python -m xec_jax.runs runs --where optim.lr=1e-4 --state done --sort started
   python -m xec_jax.runs runs --format html --output runs.html
   python -m xec_jax.runs register --config configs/mae.py --config.optim.lr=1e-4 --note 'half lr'
@@ -80,6 +80,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _describe_list(parser: argparse.ArgumentParser) -> None:
+    from xec_jax.registry.run import STATES
+
     parser.add_argument(
         "folders", type=Path, nargs="*", default=[Path("runs")], metavar="FOLDER", help="(runs)"
     )
@@ -91,7 +93,7 @@ def _describe_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sort", metavar="KEY", help="column or config key (order of folders)")
     parser.add_argument("--reverse", action="store_true", help="largest first")
     parser.add_argument("--task", help="only runs of this task")
-    parser.add_argument("--state", help="only runs in this state")
+    parser.add_argument("--state", choices=STATES, help="only runs in this state")
     parser.add_argument(
         "--where",
         action="append",

@@ -74,7 +74,12 @@ def search(arguments: argparse.Namespace, rest: Sequence[str], stop: "StopFlag")
         print(f"  {dimension.key}: {dimension.kind} {', '.join(map(str, dimension.values))}")
     print(f"{limit} trials in {arguments.output}")
     if arguments.dry_run:
+        from xec_jax import config as configs
+        from xec_jax.search.space import overrides
+        from xec_jax.train.check import check_config
+
         example = {dimension.key: dimension.values[0] for dimension in space}
+        check_config(configs.load(arguments.config, [*fixed, *overrides(example)]))
         words = plan.command(example, arguments.output / "trials" / "0000")
         print("dry run: config and space are fine; a trial would be, for instance,")
         print("  " + shlex.join(["python", *words[1:]]))

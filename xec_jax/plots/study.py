@@ -215,7 +215,7 @@ def _panel(counted: str, metric: str) -> "tuple[Figure, Axes]":
 
 
 def _scatter(axes: "Axes", x: np.ndarray, value: np.ndarray, state: Sequence[str]) -> None:
-    """One dot per trial; those without a value sit on the lower edge."""
+    """One dot per trial; those without a value hang from the upper edge, as bad ones would."""
     kinds = np.array(state)
     for kind, (marker, color, label) in _LOOK.items():
         chosen = (kinds == kind) & np.isfinite(x)
@@ -226,8 +226,8 @@ def _scatter(axes: "Axes", x: np.ndarray, value: np.ndarray, state: Sequence[str
         if (none := chosen & ~np.isfinite(value)).any():
             edge = axes.get_xaxis_transform()
             text = f"{label}, no value"
-            x_edge, zeros = x[none], np.zeros(none.sum())
-            axes.plot(x_edge, zeros, marker, transform=edge, clip_on=False, label=text, **look)
+            top = np.ones(none.sum())
+            axes.plot(x[none], top, "v", transform=edge, clip_on=False, label=text, **look)
 
 
 def _focus(axes: "Axes", value: np.ndarray) -> None:

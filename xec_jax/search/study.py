@@ -67,7 +67,7 @@ class Study:
             from optuna.storages import journal
         except ImportError as error:
             raise ConfigError(
-                "optuna is not installed", remedy="pip install 'xec_jax[tune]'"
+                "optuna is not installed", remedy="pip install -e '.[tune]'"
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.folder, self.plan, self.seed, self.optuna = folder, plan, seed, optuna

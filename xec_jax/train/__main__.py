@@ -101,12 +101,9 @@ def main(argv: Sequence[str]) -> int:
 def check(config: "ConfigDict", path: str) -> int:
     """Builds the experiment of a config without data and devices, for a login node."""
     from xec_jax import config as configs
-    from xec_jax.tasks.base import make_task
-    from xec_jax.train.trackers import make_trackers
-    from xec_jax.train.trainer import check_config
+    from xec_jax.train.check import check_config
 
-    check_config(make_task(config), config)
-    make_trackers(config, Path())
+    check_config(config)
     print(f"{path}: the config is fine")
     for key, (old, new) in configs.diff(configs.load(path), config).items():
         print(f"  {key}: {old!r} -> {new!r}")
@@ -119,15 +116,11 @@ def with_demo_data(config: "ConfigDict", overrides: Sequence[str]) -> "ConfigDic
     Keys that the command line names keep the user's value.
     """
     from xec_jax.config import flatten
-    from xec_jax.errors import ConfigError
     from xec_jax.simulate import cached_sample
+    from xec_jax.train.check import check_files
     from xec_jax.train.distributed import first_does, tell
 
-    if config.data.valid is not None:
-        raise ConfigError(
-            f"data.valid is {config.data.valid!r}, but data.train is not set",
-            expected="both, or neither for the simulated demonstration",
-        )
+    check_files(config.data)
     demo, seed = config.data.demo, config.seed
 
     def simulate() -> list[str]:

@@ -196,6 +196,7 @@ def tell(text: str) -> None:
 
 
 def coordinator() -> Any:
+    """Returns the store of short texts that all processes share; only where there are several."""
     from jax._src.distributed import global_state  # JAX has no other door to its coordinator
 
     return global_state.client

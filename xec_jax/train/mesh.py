@@ -58,17 +58,17 @@ def make_mesh(data: int = 0, model: int = 1) -> Mesh:
     return Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
-def check_mode(mode: str, mesh: Mesh) -> Mode:
-    """Returns the parallel mode if it is known and can use the mesh.
+def check_mode(mode: str, model: int) -> Mode:
+    """Returns the parallel mode if it is known and can divide the state among `model` devices.
 
     Raises:
         ConfigError: Neither jit nor pmap, or pmap with a divided state.
     """
     if mode not in get_args(Mode):
         raise ConfigError(f"train.parallel is {mode!r}", expected="jit or pmap")
-    if mode == "pmap" and mesh.shape[MODEL] > 1:
+    if mode == "pmap" and model > 1:
         raise ConfigError(
-            f"train.mesh.model is {mesh.shape[MODEL]} with train.parallel=pmap",
+            f"train.mesh.model is {model} with train.parallel=pmap",
             expected="1: under pmap every device holds the whole state",
             remedy="set train.parallel=jit to divide the state",
         )

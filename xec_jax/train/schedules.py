@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from xec_jax.config import nearest
 from xec_jax.errors import ConfigError
 from xec_jax.types import Array, ArrayLike
 
@@ -144,7 +143,9 @@ def _swing(start: float, stop: float, share: Array) -> Array:
 
 def _check(optim: ConfigDict, name: str, epochs: int) -> None:
     if name not in SCHEDULERS:
-        raise ConfigError(f"optim.lr_scheduler is {name!r}", expected=nearest(name, SCHEDULERS))
+        raise ConfigError(
+            f"optim.lr_scheduler is {name!r}", expected="one of " + ", ".join(SCHEDULERS)
+        )
     if not 0 <= optim.warmup_epochs < max(epochs, 1):
         raise ConfigError(
             f"optim.warmup_epochs is {optim.warmup_epochs} in a run of {epochs} epochs",

@@ -165,7 +165,8 @@ def close(workdir: Path, state: str, reason: str) -> None:
         reason: Why.
 
     Raises:
-        CheckpointError: The folder holds no run, or a process is at work on it.
+        CheckpointError: The folder holds no run, or one that ended well or never began; or a
+            process is at work on it.
         DiskError: It cannot be written.
     """
     status = read(workdir)
@@ -177,6 +178,13 @@ def close(workdir: Path, state: str, reason: str) -> None:
             remedy="stop it first (SIGTERM); it will write down itself how it ended",
         )
     status = status or _NEW
+    if status["state"] == "done" or (state == "done" and not status["attempts"]):
+        raise CheckpointError(
+            f"{workdir} is {status['state']}, after {status['attempts']} attempts",
+            expected=f"a run that has begun and could not say itself that it is {state}"
+            if state == "done"
+            else "a run that is not done",
+        )
     end = {"state": state, "reason": f"by hand: {reason}", "ended": status["ended"] or _now()}
     _write(workdir, {**status, **end})
 

@@ -46,9 +46,9 @@ class Trainer:
     def __init__(self, task: Task, config: ConfigDict, train: Source) -> None:
         self.task, self.config = task, config
         check_spec(task, train)
-        _check_numbers(config)
+        check_numbers(config)
         self.mesh = meshes.make_mesh(config.train.mesh.data, config.train.mesh.model)
-        self.mode = meshes.check_mode(config.train.parallel, self.mesh)
+        self.mode = meshes.check_mode(config.train.parallel, config.train.mesh.model)
         self.shard = distributed.index(), distributed.count()
         self.accum_steps = config.train.grad_accum_steps
 
@@ -187,20 +187,12 @@ class Trainer:
         return results
 
 
-def check_config(task: Task, config: ConfigDict) -> None:
-    """Checks, without data and devices, what the engine reads of a config.
+def check_numbers(config: ConfigDict) -> None:
+    """Checks the ranges of what the engine counts with.
 
     Raises:
-        ConfigError: A value that the engine cannot use, a pattern that finds no parameter.
+        ConfigError: A number that is too small.
     """
-    _check_numbers(config)
-    schedule = make_schedule(config.optim, steps_per_epoch=1, epochs=config.train.epochs)
-    tx = make_optimizer(config.optim, schedule, task.frozen)
-    example = jax.tree.map(jnp.asarray, example_batch(task.spec, 2))
-    jax.eval_shape(lambda: tx.init(task.init(jax.random.PRNGKey(0), example)))
-
-
-def _check_numbers(config: ConfigDict) -> None:
     smallest = {
         "data.batch_size": 1,
         "data.prefetch_factor": 1,

@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from xec_jax.config import nearest
 from xec_jax.errors import ConfigError
 
 PRECISIONS = {"default": None, "high": "high", "highest": "highest"}
@@ -28,20 +27,32 @@ def configure(train: ConfigDict) -> None:
     Raises:
         ConfigError: Unknown precision, or no device.
     """
-    name = train.matmul_precision
-    if name not in PRECISIONS:
-        raise ConfigError(f"train.matmul_precision is {name!r}", expected=nearest(name, PRECISIONS))
-    jax.config.update("jax_default_matmul_precision", PRECISIONS[name])
+    check(train)
+    jax.config.update("jax_default_matmul_precision", PRECISIONS[train.matmul_precision])
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where a GPU is asked for in vain
         raise ConfigError(
             f"no device to train on (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {error}",
             expected="a GPU that this job may use, and the extra cuda12 or cuda13",
-            remedy="ask the cluster for a GPU, or set JAX_PLATFORMS=cpu to do without",
+            remedy="ask the cluster for a GPU, or set JAX_PLATFORMS=cpu to do without; in jobs of "
+            "launch/ XEC_PLATFORMS=cpu",
         ) from error
     if train.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         _use_cache()
+
+
+def check(train: ConfigDict) -> None:
+    """Checks the keys that `configure` reads.
+
+    Raises:
+        ConfigError: Unknown precision.
+    """
+    name = train.matmul_precision
+    if name not in PRECISIONS:
+        raise ConfigError(
+            f"train.matmul_precision is {name!r}", expected="one of " + ", ".join(PRECISIONS)
+        )
 
 
 def cache_folder() -> Path:
