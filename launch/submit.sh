@@ -74,7 +74,7 @@ here() {
 # Of a Python that cannot do it, one line; else every line of a grid would bring two tracebacks.
 JAX_PLATFORMS=cpu "${PYTHON:-python}" -c \
   'import sys, xec_jax, ml_collections; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
-  refuse "${PYTHON:-python} here is no Python 3.11 with xec_jax's packages, which checks the config; activate its environment or set PYTHON=..."
+  refuse "${PYTHON:-python} here is no Python 3.11 or newer with xec_jax's packages, which the check of the config needs; activate its environment or set PYTHON=..."
 
 # each COMMAND...: calls it with the arguments of every training; `place` says where those stand.
 each() {

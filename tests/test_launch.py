@@ -383,18 +383,19 @@ def test_a_wrong_config_is_not_submitted(cluster):
     assert not cluster.calls("sbatch")
 
 
-@pytest.mark.parametrize("code", ["1", "127"])
+@pytest.mark.parametrize("broken", ["1", "127"])
 @pytest.mark.parametrize("extra", [{}, {"DRY_RUN": "1"}, {"SWEEP": "2"}])
-def test_a_login_node_without_the_package_is_told_so_in_one_line(cluster, code, extra):
-    noisy = STUB.replace("if [[", "echo Traceback >&2; if [[", 1)
-    cluster.add("python", noisy)
-    code, _, err = cluster.run("submit.sh", "mae", EXIT_import=code, **extra)
+def test_a_login_node_without_the_package_is_told_so_in_one_line(cluster, broken, extra):
+    (cluster.bin / "my env").mkdir()
+    cluster.add("my env/python", STUB)
+    cluster.add("python", STUB.replace("if [[", "echo Traceback >&2; if [[", 1))
+    code, _, err = cluster.run("submit.sh", "mae", EXIT_import=broken, **extra)
     assert (code, len(err.splitlines())) == (2, 1)
     assert err.startswith("refused: python here")
     assert "PYTHON=..." in err
     assert not cluster.record.read_text()
-    cluster.add("my python", STUB)
-    assert cluster.run("submit.sh", "mae", PYTHON=str(cluster.bin / "my python"))[0] == 0
+    other = str(cluster.bin / "my env" / "python")
+    assert cluster.run("submit.sh", "mae", PYTHON=other)[::2] == (0, "")
 
 
 def test_what_submit_asks_of_python_holds_for_this_one():
