@@ -1,6 +1,8 @@
 """Four virtual devices, before JAX wakes up, and the caches that started commands share."""
 
 import os
+import shutil
+import subprocess
 
 import pytest
 
@@ -25,3 +27,16 @@ def caches(tmp_path_factory):
         "XLA_FLAGS": FAST_COMPILE,
         "PYTHONUNBUFFERED": "1",
     }
+
+
+@pytest.fixture
+def small_disk(tmp_path, request):
+    """A file system of 1 MB, or of the size that the test is parametrized with."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = f"size={getattr(request, 'param', '1m')}"
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -375,18 +375,6 @@ def test_kill_in_the_midst_of_a_save(tmp_path):
         assert not list(folder.glob("*.corrupt"))
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 4 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("mounting is not permitted here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def noise(step, n):
     """A state of n MB that does not shrink by compression."""
     kernel = jax.random.normal(jax.random.PRNGKey(step), (8, n << 14))
@@ -394,6 +382,7 @@ def noise(step, n):
 
 
 @tolerant
+@pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_full_disk_costs_old_steps_then_the_save_never_the_newest(small_disk):
     folder = small_disk / "checkpoints"
     with Checkpoints(folder, keep_last=3, keep_best=1) as checkpoints:
@@ -420,6 +409,7 @@ def test_full_disk_costs_old_steps_then_the_save_never_the_newest(small_disk):
 
 
 @tolerant
+@pytest.mark.parametrize("small_disk", ["4m"], indirect=True)
 def test_disk_that_fills_up_during_a_save(small_disk, monkeypatch, caplog):
     """As with a quota, which nobody sees before: the thread of the save meets the error."""
     folder = small_disk / "checkpoints"

@@ -1,27 +1,14 @@
 """F11 on a file system that really is full: a checkpoint is lost, not the run."""
 
 import os
-import subprocess
 import time
 
-import pytest
 from job import last_step, run, start, wait_for
 from test_stopping import assert_same_run, state_of
 
 from xec_jax.train import status
 
 LONG = ("--set", '{"train.epochs": 12}')
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount a file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def fill(folder):
