@@ -22,8 +22,7 @@ def caches(tmp_path_factory):
         folder = folder.parent  # of all workers
     folder = folder / "caches"
     return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "XEC_JAX_CACHE": str(folder / "samples"),
+        "XEC_JAX_CACHE": os.environ.get("XEC_JAX_CACHE", str(folder)),
         "XLA_FLAGS": FAST_COMPILE,
         "PYTHONUNBUFFERED": "1",
     }

@@ -117,7 +117,9 @@ def one_device(tiny_mae):
     return run(task, batch, params, optax.sgd(1e-2), (1, "jit", 1), 2)
 
 
-@pytest.mark.parametrize("cut", [(4, "jit", 1), (4, "pmap", 1), (1, "jit", 2)])
+@pytest.mark.parametrize(
+    "cut", [(4, "jit", 1), (4, "pmap", 1), pytest.param((1, "jit", 2), marks=pytest.mark.slow)]
+)
 def test_masked_autoencoder_is_the_same_however_it_is_cut(tiny_mae, one_device, cut):
     """The real loss, its twelve denominators and its random masks.
 

@@ -100,7 +100,8 @@ def main(argv):
     parser.add_argument("--resume", default="auto")
     given = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with StopFlag() as stop, distributed.joined(lambda: bool(stop)):
         distributed.GIVE_UP_S = given.give_up_s or distributed.GIVE_UP_S
         config = toy.config()

@@ -74,7 +74,8 @@ def main(argv: Sequence[str]) -> int:
     arguments, overrides = parser().parse_known_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("xec_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax explains itself at length
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # orbax explains itself at length
     from xec_jax import config as configs
     from xec_jax.train.signals import StopFlag
 
