@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -19,3 +21,15 @@ def run(caches, *arguments, **options):
     process = start(caches, *arguments, **options)
     out, err = process.communicate(timeout=600)
     return process.returncode, out, err
+
+
+def state_of(workdir):
+    """The newest state on disk, every array of it, read without the trainer."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    folder = workdir / "checkpoints"
+    step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    tree = ocp.StandardCheckpointer().restore((folder / str(step) / "state").absolute())
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return step, {str(path): np.asarray(value) for path, value in leaves}

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import uproot
-from commands import ROOT, run, start
+from commands import ROOT, run, start, state_of
 
 from xec_jax import config as configs
 from xec_jax.train.records import read_jsonl
@@ -37,18 +37,6 @@ def foreign(tmp_path_factory):
                 }
             )
     return path
-
-
-def parameters(workdir):
-    """The newest state (parameters, moments, counters), read without the trainer."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    folder = workdir / "checkpoints"
-    step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    tree = ocp.StandardCheckpointer().restore((folder / str(step) / "state").absolute())
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return step, {str(path): np.asarray(value) for path, value in leaves}
 
 
 def on_foreign(foreign, *more):
@@ -107,8 +95,8 @@ def test_kill_and_resume_gives_the_same_bits(undisturbed, caches, foreign, tmp_p
     code, out, err = run(caches, *arguments)
     assert code == 0, err
     assert "continuing after step" in out
-    step, resumed = parameters(workdir)
-    whole_step, whole = parameters(undisturbed[0])
+    step, resumed = state_of(workdir)
+    whole_step, whole = state_of(undisturbed[0])
     assert step == whole_step == 24
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():

@@ -4,8 +4,9 @@ import contextlib
 import os
 import time
 
+from commands import state_of
 from job import last_step, run, start, wait_for
-from test_stopping import assert_same_run, state_of
+from test_stopping import assert_same_run
 
 from xec_jax.train import status
 

@@ -5,9 +5,9 @@ import random
 import signal
 import time
 
-import jax
 import numpy as np
 import pytest
+from commands import state_of
 from job import last_step, run, start, wait_for
 
 from xec_jax.errors import Preempted
@@ -16,17 +16,6 @@ from xec_jax.train.records import read_jsonl
 from xec_jax.train.signals import StopFlag
 
 LONG = ("--set", '{"train.epochs": 12}')  # 60 steps of 5 an epoch
-
-
-def state_of(workdir):
-    """The newest state on disk, every array of it, read without the trainer."""
-    import orbax.checkpoint as ocp
-
-    folder = workdir / "checkpoints"
-    step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-    tree = ocp.StandardCheckpointer().restore((folder / str(step) / "state").absolute())
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return step, {str(path): np.asarray(value) for path, value in leaves}
 
 
 def assert_same_run(cut, whole):
