@@ -80,7 +80,7 @@ def calorimeter() -> ConfigDict:
 def data() -> ConfigDict:
     """Returns the group `data`: files, batches, normalization, and the demonstration."""
     c = ConfigDict()
-    c.source = "root"
+    c.source = "root"  # or tfds: folders made by `python -m xec_jax.data.build`
     c.train = placeholder(object)  # file, folder, glob or a tuple of these; None: demo
     c.valid = placeholder(object)
     c.tree_name = "tree"
@@ -95,6 +95,15 @@ def data() -> ConfigDict:
     c.num_threads = 4  # decompression
     c.prefetch_factor = 2  # batches on their way to the devices
     c.timeout_s = 600.0  # without a batch; then the reader counts as hanging
+    c.on_bad_file = "error"  # or skip: go on without files and entries that cannot be read
+    c.derive_relative = False  # make relative_npho from npho where files lack it
+    c.strict_scheme = False  # values that do not fit the normalization end the job
+    c.energy_unit = "GeV"  # of the files; or MeV
+    c.dead_channels = placeholder(str)  # list of sensors that no event has, here and in predict
+    c.fiducial = ConfigDict()  # cut on uvwTruth; None: no cut
+    c.fiducial.u = placeholder(float)  # cm, |u| below this; the MEG II analysis has 23.9
+    c.fiducial.v = placeholder(float)  # cm, |v| below this; 67.9
+    c.fiducial.w = placeholder(float)  # cm, depth from 0 to this
 
     c.normalization = ConfigDict()
     c.normalization.npho_scheme = "log1p"  # or sqrt, anscombe, linear
@@ -110,6 +119,8 @@ def data() -> ConfigDict:
     c.augment = ConfigDict()  # training only; 0 is off
     c.augment.channel_dropout = 0.0  # probability of losing a sensor
     c.augment.channel_dropout_mode = "invalid"  # or zero, the predecessor's
+    c.augment.dead_patterns = placeholder(str)  # bank of dead channels of real runs
+    c.augment.dead_pattern_share = 0.0  # of the events, each loses the channels of one run
     c.augment.npho_noise = 0.0  # standard deviation of a sensor's gain, relative
     c.augment.npho_noise_photons = 0.0  # standard deviation of added noise
     c.augment.time_jitter = 0.0  # s, standard deviation per sensor

@@ -3,6 +3,11 @@
 At 92 x 43 x 32 a grouped convolution takes 4 ms per event forward, the shifted form 0.12 ms (two
 cores). The gradient of the input has the same form with the mirrored kernel; only the gradient of
 the kernel is left to the grouped convolution.
+
+On a CPU the events go through a loop. It computes nothing else than one sum over the whole batch,
+but XLA does not fuse across its border: without it, the 49 products are computed and compiled once
+more inside every later operation that reads their sum. A ConvNeXt block with its gradients takes
+0.5 to 0.9 of the time with it, and the gradient of a whole network compiles in two thirds.
 """
 
 import functools
@@ -31,6 +36,13 @@ def grouped_convolution(x: Array, kernel: Array) -> Array:
 
 
 def _shifted_sum(x: Array, kernel: Array) -> Array:
+    def one_by_one(x: Array, kernel: Array) -> Array:
+        return lax.map(lambda event: _sum_of_shifts(event[None], kernel)[0], x)
+
+    return lax.platform_dependent(x, kernel, cpu=one_by_one, default=_sum_of_shifts)
+
+
+def _sum_of_shifts(x: Array, kernel: Array) -> Array:
     size = kernel.shape[0]
     h, w = x.shape[1:3]
     pad = size // 2

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from xec_jax.data.dead import digest, read_dead
 from xec_jax.errors import ConfigError
 from xec_jax.geometry import Detector, make_detector
 from xec_jax.nets.augment import DROPPED, Augmentation
@@ -55,7 +56,11 @@ def augmentation_of(config: ConfigDict) -> Augmentation:
     A task applies it first thing in its loss, and nowhere else.
     """
     with named("data."):
-        return Augmentation(**config.data.augment.to_dict())
+        settings = config.data.augment.to_dict()
+        if settings["dead_patterns"] is not None:
+            bank = read_dead(settings["dead_patterns"])
+            settings["dead_patterns"] = np.stack(list(bank.values()))
+        return Augmentation(**settings)
 
 
 def view_of(config: ConfigDict) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def encoder_of(config: ConfigDict) -> XecEncoder:
 
 def record_of(config: ConfigDict) -> dict:
     """Returns the facts that runs which exchange weights or data must have in common."""
-    detector = detector_of(config)
+    detector, bank = detector_of(config), config.data.augment.dead_patterns
     return {
         "geometry": detector.fingerprint(),
         "detector": detector.variant,
@@ -96,6 +101,7 @@ def record_of(config: ConfigDict) -> dict:
         "branches": {"npho": config.data.npho_branch, "time": config.data.time_branch},
         # What the encoder's weights mean, and their shapes do not tell.
         "encoder": {key: config.model[key] for key in ENCODER_FACTS},
+        **({} if bank is None else {"dead_patterns": digest(read_dead(bank))[:16]}),
     }
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from xec_jax.config import from_json
 from xec_jax.errors import CheckpointError, ConfigError
 
-FORMAT = 2
+FORMAT = 3
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -113,6 +113,16 @@ def _from_1(config: dict[str, Any]) -> None:
     _fill(config, "data", {"timeout_s": 600.0})
 
 
-MIGRATIONS: list[Callable[[dict[str, Any]], None]] = [_from_1]
+def _from_2(config: dict[str, Any]) -> None:
+    """Policies for bad files and units, cuts and dead channels; all of them off, as before."""
+    if "augment" not in config.get("data", {}):  # the calorimeter's alone have the new keys
+        return
+    _fill(config, "data", {"on_bad_file": "error", "derive_relative": False})
+    _fill(config, "data", {"strict_scheme": False, "energy_unit": "GeV", "dead_channels": None})
+    _fill(config, "data", {"fiducial": {"u": None, "v": None, "w": None}})
+    _fill(config["data"], "augment", {"dead_patterns": None, "dead_pattern_share": 0.0})
+
+
+MIGRATIONS: list[Callable[[dict[str, Any]], None]] = [_from_1, _from_2]
 """Number k takes a config of format k + 1 to the next one, in place. Runs that were killed between
 two files may go through one twice: that must change nothing."""
