@@ -12,6 +12,7 @@ from xec_jax import simulate
 from xec_jax.data.root_writer import write_tree
 from xec_jax.errors import ConfigError, DataError, DiskError, run_command
 from xec_jax.sim.lxe import simulate_range
+from xec_jax.sim.lxe_parameters import LxeParameters
 
 
 def read(path):
@@ -31,6 +32,19 @@ def exit_code(*argv):
     with pytest.raises(SystemExit) as caught:
         run_command(simulate.main, [str(value) for value in argv])
     return caught.value.code
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Arguments of the simulation, which is replaced by empty events."""
+    calls = []
+
+    def simulate_range(seed, start, stop, params, dead=None):
+        calls.append((params, dead))
+        return iter([chunk(stop - start, start)])
+
+    monkeypatch.setattr("xec_jax.sim.lxe.simulate_range", simulate_range)
+    return calls
 
 
 # Trees
@@ -120,7 +134,7 @@ def test_files_hold_the_simulated_events(tmp_path, capsys):
         "--out",
         tmp_path / "a",
         "--events",
-        150,
+        50,
         "--files",
         2,
         "--seed",
@@ -131,8 +145,8 @@ def test_files_hold_the_simulated_events(tmp_path, capsys):
     assert "lxe_0000.root" in printed
     assert "events/s" in printed
     first, second = (read(tmp_path / "a" / f"lxe_000{i}.root") for i in (0, 1))
-    assert len(first["event"]) == len(second["event"]) == 75
-    wanted = list(simulate_range(9, 0, 150))
+    assert len(first["event"]) == len(second["event"]) == 25
+    wanted = list(simulate_range(9, 0, 50))
     for name, values in first.items():
         both = np.concatenate([values, second[name]])
         direct = np.concatenate([chunk[name] for chunk in wanted])
@@ -143,15 +157,15 @@ def test_files_hold_the_simulated_events(tmp_path, capsys):
     assert record["parameters"]["dead_fraction"] == 0.01
 
 
-def test_existing_sample_is_replaced_only_when_asked(tmp_path, capsys):
+def test_existing_sample_is_replaced_only_when_asked(tmp_path, capsys, asked):
     argv = ("--kind", "lxe", "--out", tmp_path, "--events", 4)
     assert exit_code(*argv, "--files", 2) == 0
     assert exit_code(*argv) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert exit_code(*argv, "--overwrite", "--energy", "signal") == 0
+    assert exit_code(*argv, "--overwrite", "--seed", 1) == 0
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["lxe_0000.root", "sample.json"]
-    np.testing.assert_allclose(read(tmp_path / names[0])["energyTruth"], 0.0528, rtol=1e-6)
+    assert json.loads((tmp_path / "sample.json").read_text())["seed"] == 1
 
 
 @pytest.mark.parametrize("kind", ["muon", "rain", "lartpc"])
@@ -173,6 +187,12 @@ def test_later_kinds_say_so(tmp_path, capsys, kind):
         ("--kind", "lxe", "--events", 4, "--seed", -1),
         ("--kind", "lxe", "--events", 4, "--energy", "high"),
         ("--kind", "lxe", "--events", "many"),
+        ("--kind", "lxe", "--events", 4, "--source", "cex", "--energy", "flat"),
+        ("--kind", "lxe", "--events", 4, "--set", "no_such_number=1"),
+        ("--kind", "lxe", "--events", 4, "--set", "reflectivity"),
+        ("--kind", "lxe", "--events", 4, "--set", "reflectivity=2"),
+        ("--kind", "lxe", "--events", 4, "--pileup_rate", -1),
+        ("--kind", "lxe", "--events", 4, "--dead_channels", "/no/such/list"),
     ],
 )
 def test_bad_arguments_leave_with_code_2(tmp_path, argv):
@@ -186,10 +206,56 @@ def test_unwritable_folder_leaves_with_code_4(tmp_path):
     assert exit_code("--kind", "lxe", "--out", out, "--events", 4) == 4
 
 
+@pytest.mark.parametrize(
+    ("argv", "changed"),
+    [
+        ((), {}),
+        (
+            ("--energy", "signal", "--solid_angle"),
+            {"energy_mev": (52.83,) * 2, "solid_angle": True},
+        ),
+        (("--source", "cex"), {"origin": "cex", "energy_mev": (54.9, 82.9)}),
+        (("--variant", "data", "--cosmics", 0.1), {"variant": "data", "cosmic_share": 0.1}),
+        (("--pileup_rate", "1e6", "--set", "first_run=7"), {"pileup_rate_hz": 1e6, "first_run": 7}),
+        (("--set", "energy_mev=[20, 30]"), {"energy_mev": (20.0, 30.0)}),
+    ],
+)
+def test_options_are_numbers_of_the_detector(tmp_path, asked, argv, changed):
+    assert exit_code("--kind", "lxe", "--out", tmp_path, "--events", 4, *argv) == 0
+    assert asked == [(LxeParameters(**changed), None)]
+    written = json.loads((tmp_path / "sample.json").read_text())["parameters"]
+    for name, value in changed.items():
+        assert written[name] == (list(value) if isinstance(value, tuple) else value)
+
+
+def test_dead_channels_come_from_a_list(tmp_path, asked):
+    (tmp_path / "list.txt").write_text("run 1\n3\n17\nrun 2\n")
+    argv = ("--kind", "lxe", "--events", 4, "--dead_channels", tmp_path / "list.txt", "--overwrite")
+    assert exit_code(*argv, "--out", tmp_path / "a") == 0
+    params, dead = asked[-1]
+    assert params.dead_fraction == 0
+    assert np.flatnonzero(dead[1]).tolist() == [3, 17]
+    record = json.loads((tmp_path / "a" / "sample.json").read_text())["dead_channels"]
+    (tmp_path / "list.txt").write_text("# moved\nrun 2\n\nrun 1\n17\n3\n")
+    assert exit_code(*argv, "--out", tmp_path / "a") == 0
+    assert json.loads((tmp_path / "a" / "sample.json").read_text())["dead_channels"] == record
+    (tmp_path / "list.txt").write_text("run 1\n4\n")
+    assert exit_code(*argv, "--out", tmp_path / "a") == 0
+    assert json.loads((tmp_path / "a" / "sample.json").read_text())["dead_channels"] != record
+
+
+def test_run_without_dead_channels_leaves_nothing_behind(tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("run 2\n3\n")
+    argv = ("--kind", "lxe", "--events", 4, "--dead_channels", tmp_path / "list.txt")
+    assert exit_code(*argv, "--out", tmp_path / "a") == 2
+    assert "run 1" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
 # Cache
 
 
-def test_cached_sample_is_made_once(tmp_path, monkeypatch):
+def test_cached_sample_is_made_once(tmp_path, monkeypatch, asked):
     monkeypatch.setenv("XEC_JAX_CACHE", str(tmp_path / "cache"))
     folder = simulate.cached_sample("lxe", 6, seed=3, files=2)
     assert folder.parent == tmp_path / "cache"
@@ -203,6 +269,7 @@ def test_cached_sample_is_made_once(tmp_path, monkeypatch):
         simulate.cached_sample("lxe", 6, seed=3, files=1),
         simulate.cached_sample("lxe", 6, seed=3, files=2, energy="signal"),
     ]
+    assert len(asked) == 2 + 2 + 1 + 2  # files
     assert len({folder, *others}) == 4
 
 
@@ -213,7 +280,7 @@ def test_interrupted_generation_leaves_no_sample(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sample_of_a_faster_process_is_taken(tmp_path, monkeypatch):
+def test_sample_of_a_faster_process_is_taken(tmp_path, monkeypatch, asked):
     folder = simulate.cached_sample("lxe", 2, seed=1, cache_dir=tmp_path)
     real_is_dir = type(folder).is_dir
     answers = iter([False])

@@ -1,6 +1,7 @@
 """Command that writes sample files with known truth, and a cache of such samples.
 
     python -m xec_jax.simulate --kind lxe --out samples --events 4096 --files 4
+    python -m xec_jax.simulate --kind lxe --out cex --events 4096 --source cex --variant cex
 
 Heavy packages are imported inside functions, so that `--help` answers at once.
 """
@@ -14,8 +15,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +33,17 @@ KINDS = {
     "lartpc": "supernova electrons in a LArTPC",
 }
 AVAILABLE = ("lxe",)
-ENERGY_MEV = {"flat": (15.0, 60.0), "signal": (52.8, 52.8)}
+ENERGY_MEV = {"flat": (15.0, 60.0), "signal": (52.83, 52.83)}
+CEX_MEV = (54.9, 82.9)
+
+OPTIONS = {
+    "source": "origin",
+    "variant": "variant",
+    "solid_angle": "solid_angle",
+    "pileup_rate": "pileup_rate_hz",
+    "cosmics": "cosmic_share",
+}
+"""Options of the command that are parameters of the simulated detector."""
 
 Generate = Callable[[int, int], "Iterator[dict[str, np.ndarray]]"]
 
@@ -43,8 +55,10 @@ def write_sample(
     *,
     files: int = 1,
     seed: int = 0,
-    energy: str = "flat",
+    energy: str | None = None,
     overwrite: bool = False,
+    dead_channels: str | Path | None = None,
+    parameters: Mapping[str, object] | None = None,
 ) -> list[Path]:
     """Writes a sample as `<kind>_0000.root`, ... and its settings as `sample.json`.
 
@@ -54,8 +68,11 @@ def write_sample(
         events: Number of events; event i depends on seed and i alone.
         files: Number of files that share the events evenly, in order.
         seed: Seed of the sample.
-        energy: `flat` (15 to 60 MeV) or `signal` (52.8 MeV).
+        energy: `flat` (15 to 60 MeV, the default) or `signal` (52.83 MeV); none for photons of
+            neutral pions, which have 54.9 and 82.9 MeV.
         overwrite: Whether to remove the files of an earlier sample of this kind first.
+        dead_channels: List of dead channels (`xec_jax.data.dead`) in place of random ones.
+        parameters: Other values of `LxeParameters` by name.
 
     Returns:
         The files, in order of their events.
@@ -65,8 +82,10 @@ def write_sample(
             a sample already.
         DiskError: The folder cannot be written, or the disk is full.
     """
-    _check(kind, events, files, seed, energy)
-    generate, settings = _make_generator(kind, seed, energy)
+    _check(kind, events, files, seed)
+    generate, settings = _make_generator(kind, seed, energy, dead_channels, parameters or {})
+    bounds = [events * number // files for number in range(files + 1)]
+    samples = [generate(start, stop) for start, stop in pairwise(bounds)]
     from xec_jax.data.root_writer import disk_errors, write_tree
 
     folder = Path(out)
@@ -84,12 +103,11 @@ def write_sample(
         record = {"kind": kind, "events": events, "files": files, "seed": seed, **settings}
         (folder / "sample.json").write_text(json.dumps(record, indent=2) + "\n")
     paths = [folder / f"{kind}_{number:04d}.root" for number in range(files)]
-    bounds = [events * number // files for number in range(files + 1)]
     with _progress(events) as advance:
-        for path, start, stop in zip(paths, bounds, bounds[1:], strict=False):
+        for path, sample in zip(paths, samples, strict=True):
             # Made again, the file is recognized as the same data.
             identity = f"{path.name} {json.dumps(record, sort_keys=True)}"
-            write_tree(path, advance(generate(start, stop)), identity=identity)
+            write_tree(path, advance(sample), identity=identity)
     return paths
 
 
@@ -100,7 +118,7 @@ def cached_sample(
     seed: int,
     files: int = 1,
     cache_dir: str | Path | None = None,
-    energy: str = "flat",
+    energy: str | None = None,
 ) -> Path:
     """Returns the folder of a sample that is generated once and then reused.
 
@@ -117,7 +135,7 @@ def cached_sample(
         ConfigError: As in `write_sample`.
         DiskError: The cache cannot be written, or the disk is full.
     """
-    _check(kind, events, files, seed, energy)
+    _check(kind, events, files, seed)
     _, settings = _make_generator(kind, seed, energy)
     from xec_jax.data.root_writer import disk_errors, sync_folder
 
@@ -148,7 +166,7 @@ def cached_sample(
     return folder
 
 
-def _check(kind: str, events: int, files: int, seed: int, energy: str) -> None:
+def _check(kind: str, events: int, files: int, seed: int) -> None:
     available = ", ".join(AVAILABLE)
     if kind not in KINDS:
         raise ConfigError(f"kind is {kind!r}", expected=f"one of {available}")
@@ -157,8 +175,6 @@ def _check(kind: str, events: int, files: int, seed: int, energy: str) -> None:
             f"kind {kind!r} ({KINDS[kind]}) is not available in this version",
             expected=f"one of {available}",
         )
-    if energy not in ENERGY_MEV:
-        raise ConfigError(f"energy is {energy!r}", expected=f"one of {', '.join(ENERGY_MEV)}")
     if not 0 < events < 2**31 or not 0 < files <= events or not 0 <= seed < 2**31:
         raise ConfigError(
             f"events = {events}, files = {files}, seed = {seed}",
@@ -166,16 +182,57 @@ def _check(kind: str, events: int, files: int, seed: int, energy: str) -> None:
         )
 
 
-def _make_generator(kind: str, seed: int, energy: str) -> tuple[Generate, dict]:
+def _make_generator(
+    kind: str,
+    seed: int,
+    energy: str | None = None,
+    dead_channels: str | Path | None = None,
+    parameters: Mapping[str, object] | None = None,
+) -> tuple[Generate, dict]:
     """Returns what yields the events of a range, and the settings they depend on."""
     if kind != "lxe":
         raise ConfigError(f"no generator for {kind!r}", expected=", ".join(AVAILABLE))
     from xec_jax.sim.lxe import simulate_range
     from xec_jax.sim.lxe_parameters import SIMULATION_VERSION, LxeParameters
 
-    params = LxeParameters(energy_mev=ENERGY_MEV[energy])
+    chosen = dict(parameters or {})
+    is_cex = chosen.get("origin") == "cex"
+    allowed = [None] if is_cex else [None, *ENERGY_MEV]
+    if energy not in allowed:
+        raise ConfigError(
+            f"energy is {energy!r}" + (" for photons of neutral pions" if is_cex else ""),
+            expected="none, they have 54.9 or 82.9 MeV" if is_cex else ", ".join(ENERGY_MEV),
+        )
+    chosen.setdefault("energy_mev", CEX_MEV if is_cex else ENERGY_MEV[energy or "flat"])
+    dead = None
+    if dead_channels is not None:
+        from xec_jax.data.dead import read_dead
+
+        dead = read_dead(dead_channels)
+        chosen.setdefault("dead_fraction", 0.0)
+    if unknown := chosen.keys() - {field.name for field in fields(LxeParameters)}:
+        raise ConfigError(
+            f"the simulated detector has no {', '.join(sorted(unknown))}",
+            expected="a parameter of docs/simulation.md",
+        )
+    params = LxeParameters(**chosen)  # type: ignore[arg-type]
     settings = {"version": SIMULATION_VERSION, "parameters": asdict(params)}
-    return lambda start, stop: simulate_range(seed, start, stop, params), settings
+    if dead is not None:
+        digest = hashlib.sha256()
+        for run, mask in sorted(dead.items(), key=str):
+            digest.update(f"{run}".encode() + mask.tobytes())
+        settings["dead_channels"] = digest.hexdigest()
+    return lambda start, stop: simulate_range(seed, start, stop, params, dead=dead), settings
+
+
+def _parameter(text: str) -> tuple[str, object]:
+    """Reads `name=value` with a number (or a list of numbers, true, false) as the value."""
+    name, _, value = text.partition("=")
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=number") from error
+    return name, tuple(parsed) if isinstance(parsed, list) else parsed
 
 
 @contextlib.contextmanager
@@ -229,15 +286,47 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--files", default=1, type=int, metavar="K", help="default: 1")
     parser.add_argument("--seed", default=0, type=int, metavar="S", help="default: 0")
     parser.add_argument(
-        "--energy",
-        default="flat",
-        choices=list(ENERGY_MEV),
-        help="lxe: 15 to 60 MeV (default) or 52.8 MeV",
-    )
-    parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier sample of this kind"
     )
+    lxe = parser.add_argument_group("photons in the calorimeter (lxe)")
+    lxe.add_argument(
+        "--source",
+        choices=["target", "cex"],
+        help="stopped muons (default), or neutral pions with lines at 54.9 and 82.9 MeV",
+    )
+    lxe.add_argument(
+        "--energy", choices=list(ENERGY_MEV), help="15 to 60 MeV (default) or 52.83 MeV"
+    )
+    lxe.add_argument(
+        "--variant",
+        choices=["mc", "data", "cex"],
+        help="branches: with truth (default), as of real data, or those and `dead`",
+    )
+    lxe.add_argument("--solid_angle", action="store_true", help="also write solid angles / 4 pi")
+    lxe.add_argument(
+        "--dead_channels", metavar="FILE", help="list of dead channels; default: random ones"
+    )
+    lxe.add_argument(
+        "--pileup_rate", type=float, metavar="HZ", help="further photons per second; default: 0"
+    )
+    lxe.add_argument(
+        "--cosmics", type=float, metavar="SHARE", help="events crossed by a muon; default: 0"
+    )
+    lxe.add_argument(
+        "--set",
+        type=_parameter,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other number of docs/simulation.md, such as reflectivity=0.2; repeatable",
+    )
     options = vars(parser.parse_args(argv))
+    parameters = {
+        name: value
+        for option, name in OPTIONS.items()
+        if (value := options.pop(option)) not in (None, False)
+    }
+    options["parameters"] = parameters | dict(options.pop("set"))
     start = time.perf_counter()
     paths = write_sample(**options)
     seconds = time.perf_counter() - start

@@ -1,96 +1,67 @@
 """Scintillation light in the liquid-xenon calorimeter, with known truth.
 
-A photon from the target converts in the xenon, its shower is a few point-like deposits, and
-each sensor receives direct light (exact solid angle, attenuation, shadow of the inner wall) and
-a diffuse part. Left out: reflections off single surfaces, pile-up, saturation, waveforms.
+A photon from the target converts in the xenon (`lxe_source`), its shower is a cloud of deposits
+(`lxe_shower`), each sensor receives direct and diffuse light (`lxe_optics`) and turns it into a
+charge and a time (`lxe_readout`). Options add a second photon or a cosmic muon (`lxe_overlap`) and
+the branches of real data (`lxe_reconstruction`). docs/simulation.md has formulas and sources.
 
 Every random number of an event depends on the seed and the event's number alone (dead channels:
-seed and run), never on how events are grouped into calls or files.
-
-Source: geometry and branch names of the MEG II calorimeter; xenon constants as given per field.
+seed and run; efficiencies and gains: `sensor_seed`), never on how events are grouped into calls,
+blocks or files. All is a pure function of truth and key, and differentiable in the truth.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xec_jax.geometry import (
-    INNER_RADIUS_CM,
-    INVALID,
-    N_SENSORS,
-    N_SIPM,
-    SensorTable,
-    design_positions,
-)
-from xec_jax.kinematics import uvw_to_xyz, vector_to_angles, xyz_to_uvw
-from xec_jax.sim.lxe_optics import expected_light
+from xec_jax.errors import ConfigError
+from xec_jax.geometry import N_SENSORS, SensorTable, design_positions
+from xec_jax.sim.lxe_optics import acceptance, expected_light
+from xec_jax.sim.lxe_overlap import cosmic_muon, second_photon
 from xec_jax.sim.lxe_parameters import LxeParameters
-from xec_jax.sim.poisson import sample_poisson
+from xec_jax.sim.lxe_readout import Flash, Sensors, draw_sensors, read_out
+from xec_jax.sim.lxe_reconstruction import reconstruct
+from xec_jax.sim.lxe_shower import sample_shower
+from xec_jax.sim.lxe_source import sample_truth
 from xec_jax.types import Array, Key
 
-BLOCK = 128
-SPEED_OF_LIGHT_CM_PER_NS = 29.9792458
+Dead = Mapping[int | None, np.ndarray]
+"""Dead channels, bool (s,), by run; the key None stands for all runs."""
 
 
-@partial(jax.jit, static_argnames=("n", "params"))
-def sample_truth(
-    key: Key, n: int, params: LxeParameters, first_event: int | Array = 0
-) -> dict[str, Array]:
-    """Draws photons that convert in the xenon.
+def photon_light(
+    key: Key, truth: dict[str, Array], table: SensorTable, params: LxeParameters
+) -> tuple[Flash, Array]:
+    """Computes the light that the sensors may expect from one photon.
 
     Args:
-        key: Key of the sample, the same for all its events.
-        n: Number of events.
+        key: Key of the event; fixes the form of the shower.
+        truth: `xyzTruth`, `xyzVTX` (3,) in cm, `emiVec` (3,), `energyTruth` in GeV, `timeTruth` in
+            ns of one event.
+        table: Positions and normals of the sensors.
         params: The simulated detector.
-        first_event: Number of the first event; event i is the same in every call.
 
     Returns:
-        The truth branches: `xyzVTX`, `xyzTruth`, `uvwTruth` float32 (n, 3) in cm, `emiVec`
-        (n, 3), `emiAng` (n, 2) in degrees, `energyTruth` (n,) in GeV, `timeTruth` (n,) in ns,
-        the time of emission from the target, `run` and `event` int32 (n,).
+        The light, differentiable in the truth, and the mean position (3,) of its emission in cm.
     """
-    event = first_event + jnp.arange(n, dtype=jnp.int32)
-    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 0)))(event)
-
-    def one(key: Key) -> dict[str, Array]:
-        beam_key, *keys = jax.random.split(key, 5)
-        x, y = params.beam_sigma_cm * jax.random.truncated_normal(beam_key, -3, 3, (2,))
-        vertex = jnp.stack([x, y, x / np.tan(np.deg2rad(params.target_slant_deg))])
-        half = jnp.array([params.half_u_cm, params.half_v_cm])
-        uv = jax.random.uniform(keys[0], (2,), minval=-half, maxval=half)
-        entrance = uvw_to_xyz(jnp.append(uv, 0.0))
-        direction = (entrance - vertex) / jnp.linalg.norm(entrance - vertex)
-        # Longest path: where the ray leaves the cylinder that bounds the xenon outside.
-        a = (direction[:2] ** 2).sum()
-        b = (entrance[:2] * direction[:2]).sum()
-        c = INNER_RADIUS_CM**2 - (INNER_RADIUS_CM + params.depth_cm) ** 2
-        longest = (jnp.sqrt(b * b - a * c) - b) / a / params.conversion_length_cm
-        share = jax.random.uniform(keys[1]) * -jnp.expm1(-longest)
-        path = -params.conversion_length_cm * jnp.log1p(-share)
-        # Rounding must not put a conversion below the inner face, hence at least 10 microns.
-        conversion = entrance + jnp.maximum(path, 1e-3) * direction
-        low, high = (energy * 1e-3 for energy in params.energy_mev)
-        spread = params.time_spread_ns
-        return {
-            "xyzVTX": vertex,
-            "xyzTruth": conversion,
-            "uvwTruth": xyz_to_uvw(conversion),
-            "emiVec": direction,
-            "emiAng": vector_to_angles(direction),
-            "energyTruth": low + (high - low) * jax.random.uniform(keys[2]),
-            "timeTruth": jax.random.uniform(keys[3], minval=-spread, maxval=spread),
-        }
-
-    run = params.first_run + event // params.events_per_run
-    return jax.vmap(one)(keys) | {"run": run, "event": event}
+    deposits, photons = sample_shower(key, truth, params)
+    light, path = expected_light(deposits, photons, table, params)
+    flight = jnp.linalg.norm(truth["xyzTruth"] - truth["xyzVTX"])
+    center = photons @ deposits / jnp.maximum(photons.sum(), 1e-20)
+    return Flash(light, path, flight, truth["timeTruth"]), center
 
 
 @partial(jax.jit, static_argnames="params")
 def simulate_events(
-    key: Key, truth: dict[str, Array], table: SensorTable, params: LxeParameters
+    key: Key,
+    truth: dict[str, Array],
+    table: SensorTable,
+    params: LxeParameters,
+    dead: Array | None = None,
+    sensors: Sensors | None = None,
 ) -> dict[str, Array]:
     """Simulates what the sensors measure.
 
@@ -99,17 +70,49 @@ def simulate_events(
         truth: Truth branches of n events.
         table: Positions and normals of the sensors.
         params: The simulated detector.
+        dead: Dead channels, bool (s,) or (n, s), beside those of `params.dead_fraction`.
+        sensors: True efficiencies and gains; those of `params.sensor_seed` if not given.
 
     Returns:
-        Sensor branches: `npho` float32 (n, s) in photons, `time` (n, s) in s, `relative_npho`
-        (largest is 1) and `relative_time` (s since the first sensor with enough charge),
-        `INVALID` where a channel is dead or has no time; `npho_max_used`, `time_min_used` (n,)
-        and the sensors they come from, `ch_npho_max`, `ch_time_min` int16 (n,), -1 for none.
+        Sensor branches: `npho` float32 (n, s) in photons, `nphe` (n, s) in photoelectrons (only
+        with truth), `time` (n, s) in s, `relative_npho` (largest is 1) and `relative_time` (s
+        since the first sensor with enough charge), `INVALID` where a channel is dead or has no
+        time; `npho_max_used`, `time_min_used` (n,) and the sensors they come from,
+        `ch_npho_max`, `ch_time_min` int16 (n,), -1 for none. With the options of the parameters:
+        `solid_angle` (n, s) over 4 pi from the conversion (the reconstructed one without
+        truth), the branches of `lxe_overlap`, of `lxe_reconstruction`, and `dead` bool (n, s).
     """
     fold_event = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 1)))
     fold_run = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 2)))
-    one = partial(_simulate_event, table=table, params=params)
-    return jax.vmap(one)(fold_event(truth["event"]), fold_run(truth["run"]), truth)
+    sensors = draw_sensors(params) if sensors is None else sensors
+    dead = jnp.zeros(N_SENSORS, bool) if dead is None else dead
+    dead = jnp.broadcast_to(dead, (len(truth["event"]), N_SENSORS))
+
+    def one(key: Key, run_key: Key, dead: Array, truth: dict[str, Array]) -> dict[str, Array]:
+        shower_key, readout_key, photon_key, muon_key, reco_key = jax.random.split(key, 5)
+        flash, center = photon_light(shower_key, truth, table, params)
+        flashes = [flash]
+        others: dict[str, Array] = {}
+        if params.pileup_rate_hz > 0:
+            flash, branches = second_photon(photon_key, table, params)
+            flashes, others = [*flashes, flash], others | branches
+        if params.cosmic_share > 0:
+            flash, branches = cosmic_muon(muon_key, table, params)
+            flashes, others = [*flashes, flash], others | branches
+        dead |= jax.random.uniform(run_key, dead.shape) < params.dead_fraction
+        measured = read_out(readout_key, flashes, sensors, dead, params)
+        conversion = truth["xyzTruth"]
+        if params.variant != "mc":
+            del measured["nphe"]
+            others |= reconstruct(reco_key, truth, center, params)
+            conversion = others["xyzRecoFI"]
+        if params.variant == "cex":
+            others |= {"dead": dead}
+        if params.solid_angle:
+            others |= {"solid_angle": acceptance(conversion, table)}
+        return measured | others
+
+    return jax.vmap(one)(fold_event(truth["event"]), fold_run(truth["run"]), dead, truth)
 
 
 def simulate_range(
@@ -118,6 +121,7 @@ def simulate_range(
     stop: int,
     params: LxeParameters | None = None,
     table: SensorTable | None = None,
+    dead: Dead | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields all branches of the events start to stop - 1, some hundred at a time.
 
@@ -130,16 +134,62 @@ def simulate_range(
         stop: Number of the event after the last.
         params: The simulated detector.
         table: Positions of the sensors, those of the design if not given.
+        dead: Dead channels by run, beside those of `params.dead_fraction`.
+
+    Raises:
+        ConfigError: `dead` knows neither the run of an event nor all runs.
     """
     params = LxeParameters() if params is None else params
     table = design_positions() if table is None else table
-    table = jax.tree.map(partial(jnp.asarray, dtype=jnp.float32), table)
-    key = jax.random.key(seed)
-    first = range(start - start % BLOCK, stop if stop > start else 0, BLOCK)
-    blocks = (_simulate_block(key, index, table, params) for index in first)
+    if dead is not None and stop > start:
+        _check_runs(dead, start, stop, params)
+    return _blocks(seed, start, stop, params, table, dead)
+
+
+def _blocks(
+    seed: int, start: int, stop: int, params: LxeParameters, table: SensorTable, dead: Dead | None
+) -> Iterator[dict[str, np.ndarray]]:
+    table = jax.tree.map(jnp.asarray, SensorTable(*map(_as_float32, table)))
+    sensors, key, size = draw_sensors(params), jax.random.key(seed), block_size()
+    first = range(start - start % size, stop if stop > start else 0, size)
+    blocks = (
+        _simulate_block(key, index, table, sensors, params, _dead_of(dead, index, params), size)
+        for index in first
+    )
     for index, block in zip(first, _one_ahead(blocks), strict=True):
         cut = slice(max(start - index, 0), stop - index)
         yield {name: np.asarray(values)[cut] for name, values in block.items()}
+
+
+def block_size() -> int:
+    """Returns the events per block: few for the caches of a CPU, many for a GPU."""
+    return 128 if jax.default_backend() == "cpu" else 1024
+
+
+def _as_float32(column: np.ndarray) -> np.ndarray:
+    return column.astype(np.float32) if np.asarray(column).dtype.kind == "f" else column
+
+
+def _check_runs(dead: Dead, start: int, stop: int, params: LxeParameters) -> None:
+    runs = [params.first_run + event // params.events_per_run for event in (start, stop - 1)]
+    missing = (
+        [run for run in range(runs[0], runs[1] + 1) if run not in dead] if None not in dead else []
+    )
+    if missing:
+        raise ConfigError(
+            f"no dead channels for run {missing[0]}, one of {len(missing)} without",
+            expected=f"the runs of the list, such as {next(iter(dead))}",
+            remedy="choose first_run and the number of events so that every run is in the list",
+        )
+
+
+def _dead_of(dead: Dead | None, first_event: int, params: LxeParameters) -> np.ndarray | None:
+    """Dead channels (block, s) of a block; events before or beyond the range may have no run."""
+    if dead is None:
+        return None
+    runs = params.first_run + (first_event + np.arange(block_size())) // params.events_per_run
+    none = dead.get(None, np.zeros(N_SENSORS, bool))
+    return np.stack([dead.get(int(run), none) for run in runs])
 
 
 def _one_ahead(blocks: Iterable[dict[str, Array]]) -> Iterator[dict[str, Array]]:
@@ -153,77 +203,18 @@ def _one_ahead(blocks: Iterable[dict[str, Array]]) -> Iterator[dict[str, Array]]
         yield current
 
 
-@partial(jax.jit, static_argnames="params")
+@partial(jax.jit, static_argnames=("params", "size"))
 def _simulate_block(
-    key: Key, first_event: Array, table: SensorTable, params: LxeParameters
+    key: Key,
+    first_event: Array,
+    table: SensorTable,
+    sensors: Sensors,
+    params: LxeParameters,
+    dead: Array | None,
+    size: int,
 ) -> dict[str, Array]:
-    truth = sample_truth(key, BLOCK, params, first_event)
-    return simulate_events(key, truth, table, params) | truth
-
-
-def _simulate_event(
-    key: Key, run_key: Key, truth: dict[str, Array], table: SensorTable, params: LxeParameters
-) -> dict[str, Array]:
-    """One event; see `simulate_events`."""
-    shower_key, count_key, charge_key, time_key = jax.random.split(key, 4)
-    deposits, photons = _sample_shower(shower_key, truth, params)
-    expected, path = expected_light(deposits, photons, table, params)
-
-    efficiency = jnp.where(
-        jnp.arange(N_SENSORS) < N_SIPM, params.sipm_efficiency, params.pmt_efficiency
-    )
-    counted = sample_poisson(count_key, expected * efficiency)
-    # Charge of the single photoelectrons, gain and noise are Gaussian: one draw for their sum.
-    variance = counted * params.charge_spread**2 + (counted * params.gain_spread) ** 2
-    sigma = jnp.sqrt(variance + params.noise_phe**2)
-    charge = counted + sigma * jax.random.normal(charge_key, counted.shape)
-
-    flight = jnp.linalg.norm(truth["xyzTruth"] - truth["xyzVTX"])
-    light = path * params.refractive_index
-    jitter = jax.random.normal(time_key, counted.shape) / jnp.sqrt(jnp.maximum(counted, 1))
-    time_ns = truth["timeTruth"] + (flight + light) / SPEED_OF_LIGHT_CM_PER_NS
-    time = (time_ns + params.time_resolution_ns * jitter) * 1e-9
-
-    live = jax.random.uniform(run_key, counted.shape) >= params.dead_fraction
-    return _relate(charge, charge / efficiency, time, live, params)
-
-
-def _sample_shower(key: Key, truth: dict[str, Array], params: LxeParameters) -> tuple[Array, Array]:
-    """Draws the deposits of a shower: positions (k, 3) in cm and emitted photons (k,)."""
-    share_key, depth_key, width_key, yield_key = jax.random.split(key, 4)
-    later = jnp.arange(params.n_deposits)[:, None] > 0
-    depth = jax.random.exponential(depth_key, (params.n_deposits, 1))
-    width = jax.random.normal(width_key, (params.n_deposits, 3))
-    along = params.shower_length_cm * depth * truth["emiVec"]
-    shift = jnp.where(later, along + params.shower_width_cm * width, 0.0)
-    deposits = truth["xyzTruth"] + shift
-    share = jax.random.exponential(share_key, (params.n_deposits,))
-    emitted = truth["energyTruth"] * 1e3 * params.photons_per_mev * share / share.sum()
-    emitted *= 1 + params.yield_spread * jax.random.normal(yield_key)
-    # What leaves the xenon gives no light: the tail towards low energies.
-    depth = jnp.hypot(deposits[:, 0], deposits[:, 1]) - INNER_RADIUS_CM
-    return deposits, jnp.where((depth > 0) & (depth < params.depth_cm), emitted, 0.0)
-
-
-def _relate(
-    charge: Array, npho: Array, time: Array, live: Array, params: LxeParameters
-) -> dict[str, Array]:
-    """Marks what is invalid and adds the branches relative to the event's own references."""
-    npho = jnp.where(live, npho, INVALID)
-    brightest = jnp.argmax(jnp.where(live, npho, -jnp.inf))
-    has_time = live & (charge >= params.time_threshold_phe)
-    time = jnp.where(has_time, time, INVALID)
-    candidates = jnp.where(live & (charge > params.reference_threshold_phe), time, INVALID)
-    earliest = jnp.argmin(candidates)
-    has_reference = candidates[earliest] < INVALID
-    relative_time = jnp.where(has_time & has_reference, time - time[earliest], INVALID)
-    return {
-        "npho": npho,
-        "time": time,
-        "relative_npho": jnp.where(live, npho / npho[brightest], INVALID),
-        "relative_time": relative_time,
-        "npho_max_used": npho[brightest],
-        "time_min_used": candidates[earliest],
-        "ch_npho_max": brightest.astype(jnp.int16),
-        "ch_time_min": jnp.where(has_reference, earliest, -1).astype(jnp.int16),
-    }
+    truth = sample_truth(key, size, params, first_event)
+    measured = simulate_events(key, truth, table, params, dead, sensors)
+    if params.variant == "mc":
+        return measured | truth
+    return measured | {name: truth[name] for name in ("run", "event")}

@@ -65,6 +65,26 @@ def sipm_solid_angle(x: ArrayLike, y: ArrayLike, height: ArrayLike) -> Array:
     return chips[0] + chips[1] + chips[2] + chips[3]
 
 
+def distant_sipm_solid_angle(squared: ArrayLike, height: ArrayLike) -> Array:
+    """Solid angle of the four chips of a SiPM package seen from afar, in sr.
+
+    `A h / r^3 (1 + m/2 (9 / r^2 - 15 h^2 / r^4))`, with A the active area and m its mean square
+    extent per axis: the integrand h / r^3 is harmonic, so its second derivatives on the surface are
+    minus that along the normal. Wrong by less than 1e-3 from a distance of 4.5 cm on.
+
+    Args:
+        squared: Squared distance r^2 from the center, any shape.
+        height: Distance h from the plane along its normal.
+    """
+    squared, height = jnp.maximum(jnp.asarray(squared), 1.0), jnp.asarray(height)
+    inverse = 1 / squared
+    center = (SIPM_CHIP_CM + SIPM_GAP_CM) / 2
+    extent = center**2 + SIPM_CHIP_CM**2 / 12
+    factor = 1 + extent * inverse * (4.5 - 7.5 * height**2 * inverse)
+    angle = 4 * SIPM_CHIP_CM**2 * height * inverse * jnp.sqrt(inverse) * factor
+    return jnp.where(height > 0, angle, 0.0)
+
+
 def disc_solid_angle(lateral: ArrayLike, height: ArrayLike, radius: float) -> Array:
     """Solid angle of a disc, on or off its axis.
 
