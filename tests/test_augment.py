@@ -1,12 +1,14 @@
 """Augmentation: what it changes, how often, and what it must leave alone."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from xec_jax.errors import ConfigError
 from xec_jax.geometry import INVALID
-from xec_jax.nets.augment import DROPPED, Augmentation
+from xec_jax.nets.augment import DROPPED, Augmentation, event_keys
 
 KEY = jax.random.PRNGKey(7)
 ALL = Augmentation(
@@ -66,6 +68,49 @@ def test_lost_sensors(batch):
     np.testing.assert_array_equal(zeroed["npho"], batch["npho"])
 
 
+BANK = np.zeros((3, 4760), bool)
+BANK[0, 100:200], BANK[1, 150:300], BANK[2, 5:25] = True, True, True
+
+
+def test_a_share_of_the_events_loses_the_sensors_of_one_pattern():
+    n, share = 6000, 0.3
+    many = {"npho": np.ones((n, 30), np.float32), "time": np.zeros((n, 30), np.float32)}
+    many |= {"weight": np.ones(n, np.float32), "_position": np.arange(n)}
+    many["npho"][:, 29] = INVALID
+    bank = np.eye(3, 30, k=4, dtype=bool) | np.eye(3, 30, k=5, dtype=bool)
+    settings = {"dead_patterns": bank, "dead_pattern_share": share}
+    out = changed(settings, many)
+    lost = out["npho"][:, :29] == INVALID
+    rows, counts = np.unique(lost, axis=0, return_counts=True)
+    assert {row.tobytes() for row in rows} == {
+        row.tobytes() for row in [np.zeros(29, bool), *bank[:, :29]]
+    }
+    for row, count in zip(rows, counts, strict=True):
+        p = share / 3 if row.any() else 1 - share
+        assert abs(count - n * p) < 5 * (n * p * (1 - p)) ** 0.5
+    np.testing.assert_array_equal(out["time"][:, :29] == INVALID, lost)
+    assert (out["npho"][:, 29] == INVALID).all()
+    zeroed = changed(settings | {"channel_dropout_mode": "zero"}, many)
+    np.testing.assert_array_equal(zeroed[DROPPED][:, :29], lost)
+    np.testing.assert_array_equal(zeroed["npho"], many["npho"])
+    settings["dead_pattern_share"] = 1.0
+    assert (changed(settings, many)["npho"][:, :29] == INVALID).any(1).all()
+
+
+def test_patterns_come_on_top_of_the_other_parts(batch):
+    """The numbers that the others draw are the same with and without a bank."""
+    with_bank = dataclasses.replace(ALL, dead_patterns=BANK, dead_pattern_share=0.5)
+    plain, out = (part(batch, KEY) for part in (ALL, with_bank))
+    differ = np.asarray((out["npho"] != plain["npho"]) & ~np.isnan(batch["npho"]))
+    assert 0 < differ.any(1).sum() < len(differ)
+    for row in np.flatnonzero(differ.any(1)):
+        lost = np.asarray(out["npho"][row] == INVALID)
+        assert any((differ[row] <= pattern).all() and lost[pattern].all() for pattern in BANK)
+    for name in ("npho", "time", "energyTruth", "weight"):
+        kept = np.asarray(out[name] != INVALID)
+        np.testing.assert_array_equal(out[name][kept], plain[name][kept])
+
+
 def test_noise_has_the_widths_asked_for(batch):
     good = np.s_[:, 70:]
     gain = changed({"npho_noise": 0.1}, batch)["npho"][good] / batch["npho"][good]
@@ -117,12 +162,19 @@ def test_markers_of_the_energy_stay_markers():
 
 
 def test_results_do_not_depend_on_the_cut_of_the_batch(batch):
-    apply = jax.jit(ALL)
+    apply = jax.jit(dataclasses.replace(ALL, dead_patterns=BANK, dead_pattern_share=0.5))
     whole = apply(batch, KEY)
     parts = [apply({k: v[i::2] for k, v in batch.items()}, KEY) for i in range(2)]
     for name, values in whole.items():
         for i, part in enumerate(parts):
             np.testing.assert_array_equal(part[name], values[i::2])
+
+
+def test_a_further_part_does_not_change_the_numbers_of_the_others():
+    """Runs that go on with a newer version see the same events."""
+    position = np.arange(5)
+    six, five = (event_keys(KEY, position, n) for n in (6, 5))
+    np.testing.assert_array_equal(six[:, :5], five)
 
 
 def test_equal_keys_give_equal_events_and_others_do_not(batch):
@@ -172,6 +224,10 @@ def test_the_curriculum_starts_with_bright_events():
         ({"npho_noise_photons": float("nan")}, "npho_noise_photons"),
         ({"time_jitter": 1.0}, "seconds"),
         ({"channel_dropout_mode": "both"}, "invalid, zero"),
+        ({"dead_patterns": BANK, "dead_pattern_share": 1.1}, "dead_pattern_share is 1.1"),
+        ({"dead_patterns": BANK}, "dead_pattern_share is 0.0, .* names a bank"),
+        ({"dead_pattern_share": 0.1}, "names no bank"),
+        ({"dead_patterns": ~BANK & BANK, "dead_pattern_share": 0.1}, "without any dead sensor"),
         ({"curriculum_steps": 10}, "both positive"),
         ({"curriculum_photons": 10.0}, "both positive"),
     ],

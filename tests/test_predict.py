@@ -12,12 +12,13 @@ import uproot
 from commands import run
 
 from xec_jax import config as configs
-from xec_jax.errors import CheckpointError, ConfigError
+from xec_jax.data.dead import write_dead
+from xec_jax.errors import CheckpointError, ConfigError, DataError
 from xec_jax.nets.faces import CHANNELS
 from xec_jax.plots.calibration import calibration, calibration_figure
 from xec_jax.predict import main
 from xec_jax.simulate import write_sample
-from xec_jax.tasks import base
+from xec_jax.tasks import base, calorimeter
 from xec_jax.tasks.base import Task, mean_and_spread
 from xec_jax.train.saved import write_run
 
@@ -115,6 +116,75 @@ def test_dropout_draws_differ_and_repeat(runs, data, plain, tmp_path):
     spread = first["pred_energy_std"] / plain[0]["pred_energy"]
     np.testing.assert_allclose(spread, 0.2 / 12**0.5, rtol=0.2)
     assert notes["mc_dropout"] == 200
+
+
+@pytest.fixture
+def dead(data, tmp_path):
+    """A list for the run of the data and the one that comes 7 later, and what each lacks."""
+    run = int(uproot.concatenate(f"{data}/*.root:tree", ["run"], library="np")["run"][0])
+    lacks = {run: np.arange(10, 900), run + 7: np.arange(0, 4760, 2)}
+    write_dead(tmp_path / "dead.txt", {k: np.isin(np.arange(4760), v) for k, v in lacks.items()})
+    return tmp_path / "dead.txt", lacks
+
+
+def light_without(data, sensors):
+    npho = uproot.concatenate(f"{data}/*.root:tree", ["npho"], library="np")["npho"]
+    npho[:, sensors] = 1e10
+    return np.where(npho < 9e9, npho, 0).sum(-1)
+
+
+def test_dead_channels_are_left_out(runs, data, dead, plain, tmp_path, capsys):
+    path, lacks = dead
+    here, later = lacks
+    words = ["--run", runs[0], "--input", data, "--dead_channels", path]
+    arrays, notes = predict(tmp_path / "a.root", *words)
+    np.testing.assert_allclose(
+        arrays["pred_energy"], 1e-7 * light_without(data, lacks[here]), rtol=1e-5
+    )
+    counts = dict.fromkeys(("inner", "us", "ds", "outer", "top", "bot"), 0)
+    assert notes["dead_channels"] == {
+        "list": str(path),
+        "run_number": None,
+        "per_face": {f"run {here}": counts | {"inner": 890}},
+    }
+    assert f"run {here}: 890 of 4760 sensors dead: inner 890" in capsys.readouterr().out
+    arrays, notes = predict(tmp_path / "b.root", *words, "--run_number", later)
+    np.testing.assert_allclose(
+        arrays["pred_energy"], 1e-7 * light_without(data, lacks[later]), rtol=1e-5
+    )
+    assert notes["dead_channels"]["run_number"] == later
+    assert sum(notes["dead_channels"]["per_face"]["all events"].values()) == 2380
+    arrays, notes = predict(tmp_path / "c.root", *words[:-1], "/dev/null")
+    np.testing.assert_array_equal(arrays["pred_energy"], plain[0]["pred_energy"])
+    with pytest.raises(DataError, match="does not hold run 5") as error:
+        predict(tmp_path / "d.root", *words, "--run_number", 5)
+    assert str(here) in error.value.expected
+    with pytest.raises(ConfigError, match="no list of dead channels"):
+        predict(tmp_path / "d.root", *words[:-2], "--run_number", here)
+    write_dead(path, {later: np.zeros(4760, bool)})
+    with pytest.raises(DataError, match=f"does not hold run {here}"):
+        predict(tmp_path / "d.root", *words)
+    assert not (tmp_path / "d.root").exists()
+
+
+def test_what_the_training_read_is_no_matter(runs, data, dead, tmp_path, monkeypatch):
+    """Its cache, its cuts and its bank stay behind; the list of dead channels comes along."""
+    path, lacks = dead
+    folder = shutil.copytree(runs[0], tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    config["data"] |= {"source": "tfds", "on_bad_file": "skip", "dead_channels": str(path)}
+    config["data"]["fiducial"] = {"u": 0.001, "v": 0.001, "w": 0.001}
+    config["data"]["augment"] |= {"dead_patterns": "/gone.txt", "dead_pattern_share": 0.5}
+    (folder / "config.json").write_text(json.dumps(config))
+    made = []
+    monkeypatch.setattr(base, "make_task", lambda c: made.append(c) or light_sum(c))
+    arrays, notes = predict(tmp_path / "out.root", "--run", folder, "--input", data)
+    light = light_without(data, next(iter(lacks.values())))
+    np.testing.assert_allclose(arrays["pred_energy"], 1e-7 * light, rtol=1e-5)
+    assert calorimeter.augmentation_of(made[0]).dead_patterns is None
+    assert notes["config"]["data"]["augment"]["dead_patterns"] == "/gone.txt"
+    with pytest.raises(ConfigError, match=r"different data\.dead_channels"):
+        predict(tmp_path / "both.root", "--run", folder, runs[1], "--input", data)
 
 
 def test_refusals_leave_nothing(runs, data, tmp_path):

@@ -13,6 +13,7 @@ from xec_jax.errors import EXIT_CODES, CheckpointError, ConfigError, run_command
 
 if TYPE_CHECKING:
     import numpy as np
+    from ml_collections import ConfigDict
 
     from xec_jax.data.source import Source
     from xec_jax.tasks.base import Task
@@ -22,6 +23,8 @@ EXAMPLES = """examples:
   predict --run runs/regress-default --input '/data/*.root' --output out.root
   predict --run runs/a runs/b runs/c --input F.root --output out.root      deep ensemble
   predict --run runs/a --mc_dropout 32 --input F.root --output out.root    Monte-Carlo dropout
+  predict --run runs/a --input MC.root --output out.root \\
+      --dead_channels dead.txt --run_number 430000         the sensors that a real run lacks
 
 Rows have the order of the input. Several runs or draws add `_std`, their spread; where the files
 hold the truth and the predictions an uncertainty, a figure compares the two.
@@ -45,6 +48,17 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mc_dropout", type=int, default=0, metavar="N", help="average N draws with dropout on"
     )
+    parser.add_argument(
+        "--dead_channels",
+        metavar="LIST",
+        help="sensors to leave out (default: data.dead_channels of the run; /dev/null for none)",
+    )
+    parser.add_argument(
+        "--run_number",
+        type=int,
+        metavar="R",
+        help="leave out those of run R in all events (default: by the branch `run`)",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the dropout draws")
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the best one)")
     parser.add_argument("--no_ema", action="store_true", help="not the moving average")
@@ -67,14 +81,14 @@ def main(argv: Sequence[str]) -> int:
     runs = [load_run(path, step=options.step, ema=not options.no_ema) for path in options.run]
     tasks = _tasks(options.run, runs)
     _check_members(options.run, tasks, [run.params for run in runs])
-    data = runs[0].config.data.copy_and_resolve_references().unlock()
-    data.tree_name = options.tree or data.tree_name
+    data, dead_list = _data(options, runs), _dead_list(options, runs)
     members = Members(tasks, [run.params for run in runs], options.mc_dropout, options.seed)
-    notes = {
+    notes: dict[str, Any] = {
         "runs": [str(path) for path in options.run],
         "steps": [run.step for run in runs],
         "is_average": [run.is_average for run in runs],
         "mc_dropout": options.mc_dropout,
+        "dead_channels": None,
         "record": dict(tasks[0].record),
         "units": dict(tasks[0].units),
         "config": runs[0].config.to_dict(),
@@ -83,6 +97,10 @@ def main(argv: Sequence[str]) -> int:
     begun = time.monotonic()
     source = open_source(data, files, wanted=_wanted(tasks[0], data.tree_name, files[0]))
     try:
+        if dead_list is not None:
+            source, notes["dead_channels"] = _leave_out(
+                source, dead_list, options.run_number, data, files
+            )
         rows = pulls.watch(predict(members, source, options.batch_size))
         metadata = {"metadata": json.dumps(notes, indent=1)}
         n = write_tree(options.output, rows, notes=metadata)
@@ -143,6 +161,7 @@ def predict(
         source: Events, in their order.
         batch_size: Events at a time; the last batch is padded for the network and cut here.
     """
+    from xec_jax.data.invalid import count_valid
     from xec_jax.data.prefetch import prefetch
 
     task = members.task
@@ -153,6 +172,8 @@ def predict(
             real = host["weight"] > 0
             rows: dict[str, np.ndarray] = {}
             rows |= {name: host[name] for name in ("run", "event") if name in host}
+            if "npho" in host:
+                rows["n_valid"] = count_valid(host["npho"])
             rows |= members(device)
             rows |= task.truth(host) if task.truth else {}
             yield {name: values[real] for name, values in rows.items()}
@@ -207,10 +228,13 @@ def _tasks(paths: Sequence[Path], runs: "Sequence[SavedRun]") -> "list[Task]":
     made: dict[str, Task] = {}
     tasks = []
     for path, run in zip(paths, runs, strict=True):
-        plain = run.config.to_dict()
+        config = run.config.copy_and_resolve_references()
+        if "augment" in config.data:  # of training alone: its bank may be gone by now
+            config.data.augment.update({"dead_patterns": None, "dead_pattern_share": 0.0})
+        plain = config.to_dict()
         same = json.dumps([plain[group] for group in ("task", "model", "data", "train")])
         try:
-            tasks.append(made.setdefault(same, base.make_task(run.config)))
+            tasks.append(made.setdefault(same, base.make_task(config)))
         except (AttributeError, KeyError) as error:
             raise CheckpointError(
                 f"{path}/config.json lacks a key: {str(error).splitlines()[0]}",
@@ -218,6 +242,53 @@ def _tasks(paths: Sequence[Path], runs: "Sequence[SavedRun]") -> "list[Task]":
                 remedy="use the version that is named in its environment.json",
             ) from error
     return tasks
+
+
+def _data(options: argparse.Namespace, runs: "Sequence[SavedRun]") -> "ConfigDict":
+    """The group `data` to read with: ROOT files whatever the training read, every event of them."""
+    data = runs[0].config.data.copy_and_resolve_references().unlock()
+    data.source, data.on_bad_file, data.dead_channels = "root", "error", None
+    data.tree_name = options.tree or data.tree_name
+    data.fiducial.update(dict.fromkeys(data.fiducial))
+    return data
+
+
+def _dead_list(options: argparse.Namespace, runs: "Sequence[SavedRun]") -> str | None:
+    """The path of the list of dead channels, if there is one."""
+    lists = {run.config.data.dead_channels for run in runs}
+    if options.dead_channels is None and len(lists) > 1:
+        raise ConfigError(
+            f"the runs have different data.dead_channels: {', '.join(map(str, lists))}",
+            expected="one list for all of them",
+            remedy="name it: --dead_channels LIST",
+        )
+    path = lists.pop() if options.dead_channels is None else options.dead_channels
+    if path is None and options.run_number is not None:
+        raise ConfigError(
+            f"--run_number {options.run_number}, but no list of dead channels",
+            expected="--dead_channels LIST, or a run with data.dead_channels",
+        )
+    return path
+
+
+def _leave_out(
+    source: "Source", path: str, number: int | None, data: "ConfigDict", files: Sequence[Path]
+) -> "tuple[Source, dict[str, Any]]":
+    """Takes the sensors of a list out of all events; returns facts for the output, too."""
+    from xec_jax.data.dead import describe, mask, per_face, read_dead
+    from xec_jax.data.dead_source import DeadSource, used_of
+
+    patterns = read_dead(path)
+    if number is not None:
+        patterns = {None: mask(patterns, number)}
+    source = DeadSource(source, patterns)
+    counts = {}
+    for run, dead in used_of(patterns, data, files).items():
+        name = "all events" if run is None else f"run {run}"
+        counts[name] = per_face(dead)
+        if len(counts) <= 10:
+            print(f"dead channels, {name}: {describe(dead)}")
+    return source, {"list": path, "run_number": number, "per_face": counts}
 
 
 def _wanted(task: "Task", tree: str, first: Path) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xec_jax.errors import ConfigError
 from xec_jax.geometry import INVALID, INVALID_ABOVE
@@ -22,7 +23,7 @@ STREAM = 2
 """Folded into the key of a step, so that masks and dropout draw other numbers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity, as it may hold an array
 class Augmentation:
     """(batch, key) -> batch with other numbers in `npho`, `time`, `energyTruth` and `weight`.
 
@@ -35,6 +36,9 @@ class Augmentation:
         channel_dropout_mode: `invalid` writes the marker of a dead channel; `zero` leaves the
             values and notes the sensors under `DROPPED`, for whoever builds the network's input
             to set both features to exactly 0, which looks like a valid time.
+        dead_patterns: bool (n s), dead sensors of n real runs: a bank to draw from.
+        dead_pattern_share: Probability that an event loses the sensors of one pattern of the
+            bank, in the same mode; all patterns are equally likely.
         npho_noise: Standard deviation of a sensor's gain, relative to 1.
         npho_noise_photons: Standard deviation of noise added to each sensor, photons.
         time_jitter: Standard deviation of noise added to each time, s.
@@ -50,6 +54,8 @@ class Augmentation:
 
     channel_dropout: float = 0.0
     channel_dropout_mode: str = "invalid"
+    dead_patterns: np.ndarray | None = None
+    dead_pattern_share: float = 0.0
     npho_noise: float = 0.0
     npho_noise_photons: float = 0.0
     time_jitter: float = 0.0
@@ -76,6 +82,18 @@ class Augmentation:
         if self.channel_dropout_mode not in MODES:
             found = f"augment.channel_dropout_mode is {self.channel_dropout_mode!r}"
             raise ConfigError(found, expected="one of " + ", ".join(MODES))
+        if not 0 <= self.dead_pattern_share <= 1:
+            found = f"augment.dead_pattern_share is {self.dead_pattern_share}"
+            raise ConfigError(found, expected="a share of the events in [0, 1], 0 for none")
+        if (self.dead_pattern_share > 0) != (self.dead_patterns is not None):
+            raise ConfigError(
+                f"augment.dead_pattern_share is {self.dead_pattern_share}, augment.dead_patterns "
+                + ("names no bank" if self.dead_patterns is None else "names a bank"),
+                expected="a bank and a share above 0, or None and 0 for neither",
+            )
+        if self.dead_patterns is not None and not self.dead_patterns.any():
+            found = "augment.dead_patterns names a bank without any dead sensor"
+            raise ConfigError(found, expected="a list of dead channels, of one or many runs")
         if (self.curriculum_steps > 0) != (self.curriculum_photons > 0):
             raise ConfigError(
                 f"augment.curriculum_steps is {self.curriculum_steps} and "
@@ -96,7 +114,7 @@ class Augmentation:
         is_count = npho <= INVALID_ABOVE  # False for NaN, too
         if self.curriculum_steps:
             out["weight"] = batch["weight"] * self.easy(npho, batch["_step"])
-        keys = event_keys(jax.random.fold_in(key, STREAM), batch["_position"], 5)
+        keys = event_keys(jax.random.fold_in(key, STREAM), batch["_position"], 6)
         if self.energy_scale:
             share = jax.vmap(lambda k: jax.random.uniform(k, (), minval=-1.0))(keys[:, 0])
             factor = 1 + self.energy_scale * share
@@ -114,9 +132,13 @@ class Augmentation:
         if self.time_jitter and time is not None:
             late = self.time_jitter * _normal(keys[:, 3], n_sensors)
             time = jnp.where(jnp.abs(time) <= INVALID_ABOVE, time + late, time)
-        if self.channel_dropout:
-            noise = jax.vmap(lambda k: jax.random.uniform(k, (n_sensors,)))(keys[:, 4])
-            dropped = noise < self.channel_dropout
+        if self.channel_dropout or self.dead_patterns is not None:
+            dropped = jnp.zeros(npho.shape, bool)
+            if self.channel_dropout:
+                noise = jax.vmap(lambda k: jax.random.uniform(k, (n_sensors,)))(keys[:, 4])
+                dropped = noise < self.channel_dropout
+            if self.dead_patterns is not None:
+                dropped |= self.pattern(keys[:, 5])
             if self.channel_dropout_mode == "zero":
                 out[DROPPED] = dropped
             else:
@@ -126,6 +148,13 @@ class Augmentation:
         if time is not None:
             out["time"] = time
         return out
+
+    def pattern(self, keys: Key) -> Array:
+        """Draws the sensors that events lose together, bool (b s), from one key per event."""
+        bank = jnp.asarray(self.dead_patterns)
+        chance, which = jax.vmap(lambda k: jax.random.uniform(k, (2,)))(keys).T
+        row = jnp.minimum((which * len(bank)).astype(jnp.int32), len(bank) - 1)
+        return bank[row] & (chance < self.dead_pattern_share)[:, None]
 
     def easy(self, npho: Array, step: Array) -> Array:
         """Weights of a curriculum: 1 for events that are bright enough at this step, else 0.

@@ -1,0 +1,152 @@
+"""Dead channels of a source: taken out of its events, or found in them."""
+
+import hashlib
+import logging
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from xec_jax.data.dead import DeadChannels, describe, digest, mask, read_dead
+from xec_jax.data.manifest import Pattern
+from xec_jax.data.sensor_health import SensorHealth
+from xec_jax.data.source import Source
+from xec_jax.data.truth import read_truth
+from xec_jax.errors import DataError
+from xec_jax.geometry import INVALID
+
+logger = logging.getLogger(__name__)
+
+
+class DeadSource:
+    """A source whose events lack the dead sensors of their run.
+
+    Photon counts and times of dead sensors become 1e10, whatever the files hold; everything else
+    is passed on.
+
+    Args:
+        source: Where the events come from; has the key `run` if the list has runs.
+        patterns: Dead sensors per run.
+
+    Raises:
+        DataError: The list has runs, and the source does not say which run an event is from.
+    """
+
+    def __init__(self, source: Source, patterns: DeadChannels) -> None:
+        if None not in patterns and "run" not in source.spec:
+            raise DataError(
+                "the list of dead channels has runs, but the events do not say theirs",
+                expected="a branch `run` in the files, and in data.extra_branches",
+                remedy="read `run`, or use the pattern of one run for all events",
+            )
+        self._source, self._patterns = source, patterns
+        self.spec = source.spec
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the events and of the list."""
+        text = f"{self._source.fingerprint} {digest(self._patterns)}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        """Returns the number of events."""
+        return len(self._source)
+
+    def steps_per_epoch(self, *, size: int, shards: int = 1, train: bool = True) -> int:
+        """Returns the number of batches of an epoch; see `Source`."""
+        return self._source.steps_per_epoch(size=size, shards=shards, train=train)
+
+    def batch(
+        self,
+        step: int,
+        *,
+        size: int,
+        shard: tuple[int, int] = (0, 1),
+        seed: int = 0,
+        train: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """Returns the events of one step; see `Source`.
+
+        Raises:
+            DataError: An event of a run that the list does not know.
+        """
+        batch = self._source.batch(step, size=size, shard=shard, seed=seed, train=train)
+        for run, rows in _rows_by_run(None if None in self._patterns else batch["run"], size):
+            cells = np.ix_(rows, np.flatnonzero(mask(self._patterns, run)))
+            for name in ("npho", "time"):
+                if name in batch:
+                    batch[name][cells] = INVALID
+        return batch
+
+    def close(self) -> None:
+        """Closes the source."""
+        self._source.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """Passes on what some sources have besides: `report`, `stats`."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+
+def without_dead(source: Source, config: ConfigDict, path: Pattern) -> Source:
+    """Takes the sensors of the list `data.dead_channels` out of all events, if there is one.
+
+    Args:
+        source: The events.
+        config: The `data` group.
+        path: The files behind `source`, whose runs are looked up in the list now.
+
+    Raises:
+        DataError: A list that cannot be read, or a run that it does not know.
+    """
+    if config.dead_channels is None:
+        return source
+    patterns = read_dead(config.dead_channels)
+    wrapped = DeadSource(source, patterns)
+    for run, dead in used_of(patterns, config, path).items():
+        name = "all runs" if run is None else f"run {run}"
+        logger.info("%s, %s: %s", config.dead_channels, name, describe(dead))
+    return wrapped
+
+
+def used_of(patterns: DeadChannels, config: ConfigDict, path: Pattern) -> DeadChannels:
+    """Returns the patterns that the events of some files need, found without reading the events.
+
+    Args:
+        patterns: Dead sensors per run.
+        config: The `data` group.
+        path: The files.
+
+    Raises:
+        DataError: A file without the branch `run`, or a run that the list does not know.
+    """
+    if None in patterns:
+        return patterns
+    runs = np.unique(read_truth(config, {"run": ()}, path)["run"])
+    known = runs[np.isfinite(runs)].astype(int)  # NaN: entries that are skipped
+    return {run: mask(patterns, run, str(config.dead_channels)) for run in known.tolist()}
+
+
+def find_dead(source: Source, *, above: float = 0.5, batch_size: int = 256) -> DeadChannels:
+    """Finds the dead sensors in data, per run where the source has the branch `run`.
+
+    Args:
+        source: Events; where they have a branch `dead` (s,), its marks count as invalid, too.
+        above: See `patterns_of`.
+        batch_size: Events in memory at a time.
+    """
+    health = SensorHealth()
+    for step in range(source.steps_per_epoch(size=batch_size, train=False)):
+        batch = source.batch(step, size=batch_size, train=False)
+        real = batch["weight"] > 0
+        runs, dead = (batch[name][real] if name in batch else None for name in ("run", "dead"))
+        health.update(batch["npho"][real], runs, dead)
+    return health.candidates(above)
+
+
+def _rows_by_run(runs: np.ndarray | None, size: int) -> list[tuple[int | None, np.ndarray]]:
+    """Returns pairs of a run and the rows of a batch that are from it; all rows for no runs."""
+    if runs is None:
+        return [(None, np.arange(size))]
+    return [(int(run), np.flatnonzero(runs == run)) for run in np.unique(runs)]
