@@ -1,0 +1,439 @@
+"""The command `check`: a clean file passes, every fault is named, nothing makes it fall over."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import awkward
+import numpy as np
+import pytest
+import uproot
+
+from xec_jax import check
+from xec_jax.data import inspect
+from xec_jax.data.counts import Counts
+from xec_jax.data.dead import read_dead
+from xec_jax.data.root_writer import write_tree
+from xec_jax.errors import ConfigError, DataError
+
+S, N = 4760, 60
+
+
+def make_events(n=N, *, seed=0, run=(7, 8), first=0):
+    """Events along the axis of the detector: one direction, one position, random light."""
+    rng = np.random.default_rng(seed)
+    npho = rng.gamma(1.5, 80, (n, S)).astype(np.float32)
+    time = rng.uniform(-2e-8, 2e-8, (n, S)).astype(np.float32)
+    npho[:, [5, 4100]] = time[:, [5, 4100]] = 1e10
+    events = {
+        "run": np.repeat(np.array(run, np.int32), -(-n // len(run)))[:n],
+        "event": np.arange(first, first + n, dtype=np.int32),
+        "npho": npho,
+        "relative_time": time,
+        "emiVec": np.tile([-1.0, 0, 0], (n, 1)),
+        "emiAng": np.tile([90.0, 0], (n, 1)),
+        "energyTruth": rng.uniform(0.015, 0.06, n),
+        "timeTruth": rng.uniform(-10, 10, n),
+        "uvwTruth": np.tile([0.0, 0, 5], (n, 1)),
+        "xyzTruth": np.tile([-69.97, 0, 0], (n, 1)),
+        "xyzVTX": np.zeros((n, 3)),
+    }
+    return {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in events.items()}
+
+
+def write(path, events, **options):
+    write_tree(path, [events], compression="none", **options)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("clean") / "clean.root", make_events())
+
+
+@pytest.fixture
+def run(capsys, tmp_path):
+    """Runs the command; returns exit status, text and JSON."""
+
+    def run(*arguments):
+        report = tmp_path / "report.json"
+        status = check.main([*map(str, arguments), "--json", str(report)])
+
+        def refuse(constant):
+            raise AssertionError(f"{constant} is not JSON")
+
+        result = json.loads(report.read_text(), parse_constant=refuse)
+        assert result["exit_status"] == status
+        return status, capsys.readouterr().out, result
+
+    return run
+
+
+def problems(result):
+    found = [p for file in result["files"] for p in file["problems"]] + result["problems"]
+    return {(p["level"], p["kind"]): p["found"] for p in found}
+
+
+def test_a_clean_file_raises_no_complaint(clean, run):
+    status, text, result = run(clean)
+    assert status == 0
+    assert problems(result) == {}
+    assert "OK: 60 events in 1 file" in text.splitlines()[-1]
+    assert "npho holds photons; fits npho_scale 1000" in text
+    assert "\x1b" not in text
+
+
+def test_keys_of_the_report(clean, run):
+    _, _, result = run(clean)
+    assert list(result) == [
+        *("format", "verdict", "exit_status", "counts", "settings", "entries", "events_read"),
+        *("branches", "dead_sensors", "hot_sensors", "blind_sensors", "problems", "files"),
+    ]
+    (file,) = result["files"]
+    assert list(file) == [
+        *("path", "size_bytes", "uuid", "container", "compression", "entries", "events_read"),
+        *("first", "last", "runs", "scheme", "branches", "unreadable_branches"),
+        *("events_without_light", "problems"),
+    ]
+    assert (file["entries"], file["container"], file["compression"]) == (N, "TTree", "none")
+    assert (file["first"], file["last"]) == ({"run": 7, "event": 0}, {"run": 8, "event": 59})
+    assert file["runs"] == [7, 8]
+    assert file["scheme"] == {"npho": "photons"}
+    events = make_events()
+    npho = file["branches"]["npho"]
+    valid = events["npho"][events["npho"] < 9e9]
+    assert npho["type"] == "float32[4760]"
+    assert (npho["values"], npho["marker"], npho["nan"]) == (N * S, 2 * N, 0)
+    assert (npho["min"], npho["max"]) == (valid.min(), valid.max())
+    assert npho["median"] == pytest.approx(np.median(valid), rel=0.01)
+    assert result["dead_sensors"] == [
+        {
+            "run": run,
+            "events": 30,
+            "sensors": [5, 4100],
+            "per_face": {"inner": 1, "us": 0, "ds": 0, "outer": 1, "top": 0, "bot": 0},
+        }
+        for run in (7, 8)
+    ]
+
+
+def put(name, rows, value):
+    def change(events):
+        events[name][rows] = value
+
+    return change
+
+
+def scale(name, factor):
+    def change(events):
+        valid = np.abs(events[name]) < 9e9
+        events[name][valid] *= np.float32(factor)
+
+    return change
+
+
+def drop(*names):
+    return lambda events: [events.pop(name) for name in names]
+
+
+def rename(old, new):
+    return lambda events: events.update({new: events.pop(old)})
+
+
+FAULTS = {  # change, level, kind, words of its line
+    "energy in MeV": (scale("energyTruth", 1e3), "error", "energy_unit", "no energy of a photon"),
+    "angles in radians": (scale("emiAng", np.pi / 180), "error", "angle_unit", "radians"),
+    "times in ns": (scale("relative_time", 1e9), "error", "time_unit", "beyond 1e-05 s"),
+    "fractions": (scale("npho", 1e-4), "error", "scheme", "fractions of the brightest"),
+    "a broken sensor": (put("npho", (9, 40), 5e8), "warning", "npho_outliers", "5e+08 photons"),
+    "dark events": (put("npho", slice(7, 9), 0), "warning", "all_invalid", "entry 7, run 7, even"),
+    "NaN truth": (put("energyTruth", slice(5), np.nan), "error", "truth_invalid", "5 of 60"),
+    "1e10 truth": (put("xyzTruth", slice(5), 1e10), "error", "truth_invalid", "xyzTruth"),
+    "long emiVec": (scale("emiVec", 2), "error", "vector_norm", "length than 1"),
+    "wrong uvw": (put("uvwTruth", (slice(None), 0), 9), "error", "position", "cm against"),
+    "wrong angle": (put("emiAng", (slice(None), 1), 30), "error", "direction", "0.1 degrees"),
+    "high energy": (put("energyTruth", 3, 0.9), "warning", "energy_range", "0 to 150 MeV"),
+    "no times": (put("relative_time", slice(None), 1e10), "warning", "invalid_share", "100 photo"),
+    "no run": (drop("run"), "warning", "no_numbers", "no branch run"),
+    "no truth": (drop("timeTruth"), "note", "no_truth", "no branch timeTruth"),
+    "another name": (rename("npho", "npho2"), "error", "branch", "no branch 'npho' (it has:"),
+    "no time branch": (rename("relative_time", "time"), "error", "branch", "'relative_time'"),
+    "few sensors": (
+        lambda events: events.update(npho=events["npho"][:, :4742]),
+        *("error", "branch", "holds 4742 values"),
+    ),
+    "repeated events": (
+        lambda events: [values.__setitem__(slice(20), values[20:40]) for values in events.values()],
+        *("error", "same_events", "20 events come twice"),
+    ),
+    "repeated numbers": (
+        put("event", slice(20, 30), 3),
+        *("warning", "same_numbers", "10 pairs of run and event"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named(tmp_path, run, fault):
+    change, level, kind, words = FAULTS[fault]
+    events = make_events()
+    change(events)
+    status, text, result = run(write(tmp_path / "file.root", events))
+    found = problems(result)
+    assert words in found[level, kind]
+    assert any(line.startswith(f"{level} {kind}: ") and words in line for line in text.split("\n"))
+    assert status == (2 if level == "error" else 0)
+    assert set(result["counts"]) == {"errors", "warnings", "notes"}
+    # The fault is not mistaken for others, but for what it brings along.
+    others = {"energy_range"} if fault == "NaN truth" else set()
+    assert {kind for _, kind in found} <= {kind, *others}, found
+
+
+def write_text(path):
+    path.write_text("photons")
+
+
+def write_part(path):
+    write(path, make_events(4))
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+def write_jagged(path):
+    with uproot.recreate(path) as file:
+        rows = awkward.Array([[1.0] * n for n in (5, 4, 5)])
+        file["tree"] = {"npho": rows, "relative_time": rows}
+
+
+def write_ntuple_of_words(path):
+    with uproot.recreate(path) as file:
+        words = awkward.Array(["a", "b"])
+        file.mkrntuple("tree", {"npho": words, "relative_time": words})
+
+
+def write_another_tree(path):
+    write(path, make_events(4), tree="events")
+
+
+def write_nothing(path):
+    with uproot.recreate(path) as file:
+        file.mktree("tree", {"npho": ("f4", (S,)), "relative_time": ("f4", (S,))})
+
+
+def write_damaged(path):
+    chunks = [make_events(20, seed=i, first=20 * i, run=(1,)) for i in range(3)]
+    for chunk in chunks:  # what does not compress is stored as it is, and cannot be verified
+        chunk["npho"], chunk["relative_time"] = chunk["npho"].round(), chunk["npho"] * 0
+    write_tree(path, chunks, compression="zlib")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 3000] = bytes(3000)
+    path.write_bytes(data)
+
+
+BAD = {
+    "not there yet": (lambda path: path.touch(), "file", "is empty (0 bytes)"),
+    "text": (write_text, "file", "is not a ROOT file"),
+    "cut off": (write_part, "file", "is truncated: 9000 of"),
+    "another tree": (write_another_tree, "file", "no tree 'tree' (its trees: events)"),
+    "jagged": (write_jagged, "branch", "has a variable length"),
+    "words": (write_ntuple_of_words, "branch", "holds no numbers"),
+    "no entries": (write_nothing, "empty", "has no entries"),
+    "damaged": (write_damaged, "read", "of 60 events are lost"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_gets_a_line_and_the_others_are_read(clean, tmp_path, run, kind, monkeypatch):
+    monkeypatch.setattr(inspect, "CHUNK_BYTES", 20 * 40000)
+    make, name, words = BAD[kind]
+    make(tmp_path / "bad.root")
+    status, text, result = run(tmp_path / "bad.root", clean)
+    bad, good = sorted(result["files"], key=lambda file: file["path"] == str(clean))
+    found = {problem["kind"]: problem["found"] for problem in bad["problems"]}
+    assert words in found[name]
+    assert good["events_read"] == N
+    assert status == (0 if kind == "no entries" else 2)
+    if kind != "no entries":
+        assert text.splitlines()[-1].startswith("NOT READY: ")
+        assert "repair or leave out" in text
+        assert str(tmp_path / "bad.root") in text.splitlines()[-1]
+    if kind == "damaged":
+        assert 0 < bad["events_read"] < 60
+
+
+def test_no_events_at_all(tmp_path, run):
+    write_nothing(tmp_path / "nothing.root")
+    status, _, result = run(tmp_path / "nothing.root")
+    assert status == 2
+    assert ("error", "no_events") in problems(result)
+
+
+def test_what_a_command_line_can_get_wrong(clean, tmp_path):
+    with pytest.raises(DataError, match="nothing matches"):
+        check.main([str(tmp_path / "no*.root")])
+    for words in (["--max_events", "0"], ["--invalid_above", "1"], ["--figure", "a.gif"]):
+        with pytest.raises(ConfigError, match=words[0]):
+            check.main([str(clean), *words])
+
+
+def test_a_name_in_vain_and_a_name_twice(clean, tmp_path, run):
+    status, text, result = run(clean, tmp_path / "other*.root", clean.parent)
+    assert status == 2
+    assert "other*.root" in problems(result)["error", "file"]
+    assert "1 file named more than once" in problems(result)["note", "named_twice"]
+    assert result["events_read"] == N
+    assert "see file above" in text
+
+
+def test_files_that_do_not_go_together(clean, tmp_path, run):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(clean, folder / "a.root")
+    shutil.copy(clean, folder / "b.root")
+    status, text, result = run(folder)
+    assert status == 2
+    assert "b.root is a copy of" in problems(result)["error", "same_file"]
+    assert ("error", "same_events") not in problems(result)  # said once is enough
+    assert "see same_file above" in text
+
+    write(folder / "b.root", make_events())  # the same events, written again
+    _, _, result = run(folder)
+    assert "60 events come twice" in problems(result)["error", "same_events"]
+    assert "entry 0 of" in problems(result)["error", "same_events"]
+
+    write(folder / "b.root", make_events(seed=1))  # numbers begin again in every file
+    status, _, result = run(folder)
+    assert status == 0
+    assert "60 pairs" in problems(result)["warning", "same_numbers"]
+
+    events = make_events(seed=1, run=(9,))
+    drop("energyTruth", "xyzVTX")(events)
+    write(folder / "b.root", events)
+    _, _, result = run(folder)
+    assert "branches energyTruth, xyzVTX" in problems(result)["error", "other_branches"]
+    with pytest.raises(KeyError):
+        problems(result)["warning", "same_numbers"]
+
+
+def test_repetitions_are_found_without_numbers(tmp_path, run):
+    events = make_events()
+    drop("run", "event")(events)
+    events["npho"][:3] = 1e10  # no light: these are not each other's repetition
+    events["npho"][50] = events["npho"][20]
+    _, _, result = run(write(tmp_path / "file.root", events))
+    assert "1 events come twice" in problems(result)["error", "same_events"]
+    assert "entry 20 of" in problems(result)["error", "same_events"]
+
+
+def test_dead_sensors_run_by_run(tmp_path, run):
+    events = make_events()
+    events["npho"][:30, 100:103] = np.nan  # run 7
+    events["npho"][30:46, 4700] = 1e10  # 16 of 30 events of run 8
+    events["dead"] = np.zeros((N, S), np.int8)
+    events["dead"][30:, 4600] = 1
+    path = write(tmp_path / "file.root", events)
+    _, text, result = run(path, "--dead_list", tmp_path / "dead.txt")
+    assert [entry["sensors"] for entry in result["dead_sensors"]] == [
+        [5, 100, 101, 102, 4100],
+        [5, 4100, 4600, 4700],
+    ]
+    patterns = read_dead(tmp_path / "dead.txt")
+    for entry in result["dead_sensors"]:
+        assert np.flatnonzero(patterns[entry["run"]]).tolist() == entry["sensors"]
+    assert "in every run" in text
+    _, _, result = run(path, "--invalid_above", 0.6)
+    assert result["dead_sensors"][1]["sensors"] == [5, 4100, 4600]
+
+
+def test_hot_and_blind_sensors(tmp_path, run):
+    events = make_events()
+    events["npho"][:, 2000] = 5000
+    events["npho"][:, [50, 4200]] = np.random.default_rng(2).normal(0, 3, (N, 2))
+    _, text, result = run(write(tmp_path / "file.root", events))
+    assert result["hot_sensors"] == [2000]
+    assert result["blind_sensors"] == [50, 4200]
+    assert "warning blind_sensors: 2 sensors with numbers" in text
+    assert "the neighbors see: 50, 4200" in text
+
+
+def test_small_chunks_change_nothing(clean, run, monkeypatch):
+    _, text, whole = run(clean)
+    monkeypatch.setattr(inspect, "CHUNK_BYTES", 7 * 39000)
+    _, text_of_parts, parts = run(clean)
+    assert parts == whole
+    assert text_of_parts == text
+
+
+def test_some_events_of_a_file(clean, run):
+    _, text, result = run(clean, "--max_events", 10)
+    assert (result["events_read"], result["entries"]) == (10, N)
+    assert "10 of 60" in text
+
+
+def test_the_figure_shows_the_shares(clean, tmp_path, run, monkeypatch):
+    from xec_jax.geometry import make_detector
+    from xec_jax.plots.sensors import invalid_share
+
+    run(clean, "--figure", tmp_path / "folder" / "invalid.png")
+    assert (tmp_path / "folder" / "invalid.png").stat().st_size > 10_000
+    share = np.linspace(0, 1, S)
+    figure = invalid_share(share, make_detector(), title="Invalid", note=["one", "two"])
+    (cells,) = figure.axes[0].collections
+    np.testing.assert_allclose(cells.get_array(), 100 * share)  # percent
+    assert cells.get_clim() == (0, 100)
+
+
+def test_an_rntuple(tmp_path, run):
+    events = make_events(8)
+    with uproot.recreate(tmp_path / "file.root") as file:
+        file.mkrntuple("tree", events)
+    status, _, result = run(tmp_path / "file.root")
+    assert (status, result["files"][0]["container"]) == (0, "RNTuple")
+    assert problems(result) == {}
+
+
+def test_statistics_add_up():
+    rng = np.random.default_rng(3)
+    values = rng.normal(0, 1, 300_000).astype(np.float32)
+    values[:9] = [np.nan, np.inf, -np.inf, 1e10, -1e10, 0, 0, 8e9, 9.1e9]
+    whole, a, b = Counts(), Counts(), Counts()
+    whole.update(values)
+    a.update(values[:1000])
+    for part in np.array_split(values[1000:], 7):
+        b.update(part)
+    a.add(b)
+    for counts in (whole, a):
+        found = counts.as_dict()
+        median = found.pop("median")
+        assert median == pytest.approx(np.median(values[9:]), abs=0.01)
+        assert found == {
+            **{"values": 300_000, "nan": 1, "inf": 2, "marker": 3, "zero": 2},
+            **{"negative": int((values[9:] < 0).sum()), "min": values[9:].min(), "max": 8e9},
+        }
+    empty = Counts()
+    empty.update(np.full(3, np.nan))
+    assert empty.as_dict()["median"] is empty.as_dict()["min"] is None
+
+
+@pytest.mark.slow
+def test_files_that_others_made(capsys):
+    """Every tree of every file of scikit-hep-testdata, with each kind of branch as the input."""
+    package = importlib.util.find_spec("skhep_testdata")
+    folder = Path(package.origin).parent / "data" if package else Path()
+    files = sorted(folder.glob("*.root")) if package else []
+    if not files:
+        pytest.skip("needs scikit-hep-testdata 0.2.0, the version that comes with its files")
+    for path in files:
+        trees = [
+            name
+            for name, kind in uproot.open({str(path): None}).classnames(cycle=False).items()
+            if kind in ("TTree", "TNtuple", "ROOT::RNTuple")
+        ]
+        for tree in ["no such tree", *trees]:
+            names = uproot.open({str(path): None})[tree].keys() if tree in trees else []
+            for name in ["npho", *names[:: len(names) // 3 or 1]]:
+                words = [str(path), "--tree", tree, "--npho_branch", name, "--time_branch", name]
+                assert check.main(words) == 2
+                lines = capsys.readouterr().out.splitlines()
+                assert lines[-1].startswith("NOT READY: ")
+                assert any(line.startswith(("error file:", "error branch:")) for line in lines)

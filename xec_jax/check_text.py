@@ -1,0 +1,169 @@
+"""The report of `xec_jax.check` in words and tables."""
+
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LEVELS = ("error", "warning", "note")
+COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+MOST_RUNS, MOST_FILES, MOST_BRANCHES = 12, 40, 40  # rows; JSON has them all
+
+UNITS = {
+    **dict.fromkeys(("npho", "npho_max_used"), "photons"),
+    "nphe": "phe",
+    **dict.fromkeys(("time", "relative_time", "time_min_used"), "s"),
+    **dict.fromkeys(("energyTruth", "energyReco", "energyPileup", "energyCosmic"), "GeV"),
+    **dict.fromkeys(("timeTruth", "timeReco", "timePileup"), "ns"),
+    "emiAng": "degrees",
+    **dict.fromkeys(("uvwTruth", "xyzTruth", "xyzVTX", "xyzRecoFI", "xyzRecoLC"), "cm"),
+    **dict.fromkeys(("uvwRecoFI", "uvwRecoLC", "uvwPileup"), "cm"),
+}
+
+
+def to_text(result: dict[str, Any], *, color: bool) -> str:
+    """Returns the report in words.
+
+    Args:
+        result: What the JSON report holds.
+        color: Colors and the width of the terminal; without, plain lines that a pipe can take.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    width = max(shutil.get_terminal_size().columns, 110) if color else 200
+    console = Console(width=width, highlight=False, force_terminal=color)
+    with console.capture() as captured:
+        console.print(_files(result["files"]))
+        if result["branches"]:
+            console.print(_branches(result))
+        for line in _schemes(result["files"]):
+            console.print(line, markup=False, soft_wrap=True)
+        if result["dead_sensors"]:
+            console.print(_dead(result["dead_sensors"]))
+        problems = [p for file in result["files"] for p in file["problems"]] + result["problems"]
+        for level, kind, remedy in dict.fromkeys(
+            (level, p["kind"], p["remedy"])
+            for level in LEVELS
+            for p in problems
+            if p["level"] == level
+        ):
+            same = [
+                p for p in problems if (p["level"], p["kind"], p["remedy"]) == (level, kind, remedy)
+            ]
+            more = f" (and {len(same) - 1} more like this)" if len(same) > 1 else ""
+            text = Text.assemble((f"{level} ", COLORS[level]), f"{kind}: {same[0]['found']}{more}")
+            console.print(text, soft_wrap=True)
+            if remedy:
+                console.print(f"  remedy: {remedy}", markup=False, soft_wrap=True)
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def _table(title: str, *names: str) -> "Table":
+    """Returns a table whose first column holds names and whose others hold numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    for number, name in enumerate(names):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _files(files: list[dict[str, Any]]) -> "Table":
+    from rich.markup import escape
+
+    table = _table(
+        "files", "file", "events", "runs", "first", "last", "MB", "stored as", "problems"
+    )
+
+    def number(end: dict[str, int]) -> str:
+        return ":".join(str(end[name]) for name in ("run", "event") if name in end)
+
+    for file in files[:MOST_FILES]:
+        levels = [problem["level"] for problem in file["problems"]]
+        found = [plural(levels.count(level), level) for level in LEVELS if level in levels]
+        read, entries = file["events_read"], file["entries"]
+        table.add_row(
+            escape(file["path"]),
+            str(entries) if read == entries else f"{read} of {entries}",
+            str(len(file["runs"])),
+            number(file["first"]),
+            number(file["last"]),
+            f"{file['size_bytes'] / 1e6:.1f}",
+            f"{file['container']} {file['compression']}".strip(),
+            ", ".join(found) or "none",
+        )
+    if len(files) > MOST_FILES:
+        table.add_row(f"and {len(files) - MOST_FILES} more")
+    return table
+
+
+def _branches(result: dict[str, Any]) -> "Table":
+    from rich.markup import escape
+
+    table = _table(
+        "branches over all files; invalid: NaN, infinite or above 9e9; the others: valid values",
+        *("branch", "type", "NaN, inf", "invalid", "negative", "zero", "min", "median", "max", ""),
+    )
+    types = {name: b["type"] for file in result["files"] for name, b in file["branches"].items()}
+
+    def share(n: int, of: int) -> str:
+        return "-" if not n else f"{n / of:.1%}" if n >= 0.001 * of else str(n)
+
+    def value(x: float | None, kind: str) -> str:
+        return "" if x is None else f"{x:.10g}" if "int" in kind else f"{x:.4g}"
+
+    for name, c in list(result["branches"].items())[:MOST_BRANCHES]:
+        bad = c["nan"] + c["inf"]
+        invalid = bad + c["marker"]
+        table.add_row(
+            escape(name),
+            escape(types[name]),
+            share(bad, c["values"]),
+            share(invalid, c["values"]),
+            share(c["negative"], c["values"] - invalid),
+            share(c["zero"], c["values"] - invalid),
+            *(value(c[key], types[name]) for key in ("min", "median", "max")),
+            UNITS.get(name, ""),
+        )
+    if len(result["branches"]) > MOST_BRANCHES:
+        table.add_row(f"and {len(result['branches']) - MOST_BRANCHES} more")
+    return table
+
+
+def _schemes(files: list[dict[str, Any]]) -> Iterator[str]:
+    """Says which constants fit the branches of photons."""
+    found = dict.fromkeys(pair for file in files for pair in file["scheme"].items())
+    for name, kind in found:
+        fitting = {
+            "photons": "photons; fits npho_scale 1000, npho_scale2 4.08 (the default)",
+            "fractions": "fractions of the brightest sensor; fits the legacy constants npho_scale "
+            "0.58, npho_scale2 1",
+        }
+        yield f"{name} holds {fitting[kind]}"
+
+
+def _dead(patterns: list[dict[str, Any]]) -> "Table":
+    faces = list(patterns[0]["per_face"])
+    table = _table("candidates for the list of dead sensors", "run", "events", "dead", *faces)
+    for pattern in patterns[:MOST_RUNS]:
+        table.add_row(
+            "all" if pattern["run"] is None else str(pattern["run"]),
+            str(pattern["events"]),
+            str(len(pattern["sensors"])),
+            *(str(n) for n in pattern["per_face"].values()),
+        )
+    if len(patterns) > MOST_RUNS:
+        table.add_row(f"and {len(patterns) - MOST_RUNS} more")
+    if len(patterns) > 1:
+        sets = [set(pattern["sensors"]) for pattern in patterns]
+        table.add_row("in every run", "", str(len(set.intersection(*sets))))
+        table.add_row("in any run", "", str(len(set.union(*sets))))
+    return table
+
+
+def plural(n: int, word: str) -> str:
+    """Returns a number with its noun."""
+    return f"{n} {word}" + ("s" if n != 1 else "")
