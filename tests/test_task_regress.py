@@ -368,11 +368,12 @@ def small(events):
 
 
 def test_a_step_does_not_depend_on_the_cut(small):
-    """Accumulation with missing truth, padding and unequal event weights."""
+    """Accumulation with missing truth, padding, a dark event and unequal event weights."""
     task, batch, params = small
     batch = {k: v.copy() for k, v in batch.items()}
     batch["weight"][:] = [1, 0.5, 2, 1, 0, 1.5]
     batch["energyTruth"][[0, 3]] = np.nan, 1e10
+    batch["npho"][5] = batch["time"][5] = 1e10
     tx, after = optax.sgd(0.1), []
     for parts in (1, 2):
         step = make_train_step(task.evaluate, tx, mesh=make_mesh(1), accum_steps=parts)
@@ -430,6 +431,15 @@ def test_predictions_are_physical(small):
     assert {name.replace("true", "pred") for name in truth} <= set(found)
     figures = list(task.figures({**batch, **found}))
     assert [stem for stem, _ in figures] == [f"regression_{name}" for name in FOUR]
+
+
+def test_events_without_any_valid_sensor_get_numbers(small):
+    task, batch, params = small
+    inputs = {k: v.copy() for k, v in batch.items() if k in task.inputs or k == "_position"}
+    inputs["npho"][:3], inputs["time"][:2] = [[1e10], [0], [-1]], 1e10
+    found = jax.device_get(task.predict(params, inputs))
+    assert all(np.isfinite(values).all() for values in found.values())
+    np.testing.assert_array_equal(found["pred_energy"][0], found["pred_energy"][1:3])
 
 
 def test_dropout_by_request_only(small):

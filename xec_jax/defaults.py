@@ -96,7 +96,7 @@ def data() -> ConfigDict:
     c.prefetch_factor = 2  # batches on their way to the devices
     c.timeout_s = 600.0  # without a batch; then the reader counts as hanging
     c.on_bad_file = "error"  # or skip: go on without files and entries that cannot be read
-    c.derive_relative = False  # make relative_npho from npho where files lack it
+    c.derive_relative = False  # make relative_npho from npho
     c.strict_scheme = False  # values that do not fit the normalization end the job
     c.energy_unit = "GeV"  # of the files; or MeV
     c.dead_channels = placeholder(str)  # list of sensors that no event has, here and in predict

@@ -8,6 +8,7 @@ see: exponentiated where the logarithm is learned, times with the zero of the ev
 Source: heads, truth branches and units of the PyTorch predecessor.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xec_jax.errors import DataError
 from xec_jax.geometry import INVALID_ABOVE
 from xec_jax.kinematics import wrap_degrees
 from xec_jax.losses import Loss, make_loss, mean_loss
 from xec_jax.types import Array, ArrayLike, Mean
 
+log = logging.getLogger(__name__)
+
 N_CLASSES = 5
+MAX_UNKNOWN = 0.01
+LARGEST_RADIANS = 3.2
+CHECK = "python -m xec_jax.check looks at file after file"
 LEAST = 1e-6
 """What smaller truth counts as where its logarithm is learned."""
 
@@ -158,6 +165,68 @@ class Target:
         zero = jnp.asarray(batch[self.reference or ""], jnp.float32)
         is_timed = jnp.abs(zero) <= INVALID_ABOVE
         return jnp.where(is_timed, 1e9 * zero, 0.0)[:, None], is_timed
+
+    def known(
+        self, arrays: Mapping[str, np.ndarray], *, where: str, energy_unit: str, allow_bad: bool
+    ) -> np.ndarray:
+        """Returns the known truth (n, k) float64, after a look at its numbers and units.
+
+        Args:
+            arrays: All events of the `branches`, energies in GeV if `energy_unit` is right.
+            where: The files, for messages.
+            energy_unit: What the files are said to hold, GeV or MeV.
+            allow_bad: Accept that more than 1 % of the events have no truth.
+
+        Raises:
+            DataError: Too little truth, or in another unit.
+        """
+        values, is_known = (np.asarray(a) for a in self.truth(arrays))
+        truth, n = values[is_known].astype(np.float64), len(values)
+        names, task = " and ".join(self.branches), f"train.tasks.{self.name}"
+        if n_bad := n - len(truth):
+            bad = (
+                f"{where}: {n_bad / n:.1%} of {n} events have no usable {names}, "
+                f"the first in entry {int(np.argmin(is_known))}"
+            )
+            if n_bad == n or (n_bad > MAX_UNKNOWN * n and not allow_bad):
+                raise DataError(
+                    bad,
+                    expected=f"at most {MAX_UNKNOWN:.0%} of NaN and 1e10",
+                    remedy=f"{task}.enabled=false, or data.allow_bad_truth=true; {CHECK}",
+                )
+            log.warning("%s; %d do not count for %s", bad, n_bad, task)
+        stored = np.abs(arrays[self.branch].reshape(n, -1)[:, 0])
+        self._check_unit(np.where(is_known, stored, np.nan), where, energy_unit)
+        return truth
+
+    def _check_unit(self, values: np.ndarray, where: str, energy_unit: str) -> None:
+        """Looks for other units in the first number of all events (n,), which may be NaN.
+
+        Raises:
+            DataError: Most events have another unit; some of them are worth a warning.
+        """
+        if self.name == "energy":
+            unit, other = energy_unit, "GeV" if energy_unit == "MeV" else "MeV"
+            factor = 1.0 if unit == "GeV" else 1e3  # back to what the files hold
+            wrong = (values > 1) | ((values < 1e-3) & (unit == "MeV"))
+            expected = f"energies in {unit}, not in {other}: photons have 15 to 100 MeV"
+            remedy = f"data.energy_unit={other}, if that is the unit of the files"
+        elif self.name == "angle":
+            factor, wrong = 1.0, values <= LARGEST_RADIANS
+            expected = "polar angles in degrees, not radians"
+            remedy = f"write degrees into the files, or train.tasks.{self.name}.enabled=false"
+        else:
+            return
+        if not wrong.any():
+            return
+        n_wrong, n, first = wrong.sum(), np.isfinite(values).sum(), int(np.argmax(wrong))
+        found = (
+            f"{where}: {self.branch} is {factor * values[first]:.4g} in entry {first}, and like "
+            f"this in {n_wrong} of {n} events"
+        )
+        if 2 * n_wrong > n:
+            raise DataError(found, expected=expected, remedy=f"{remedy}; {CHECK}")
+        log.warning("%s; expected are %s; %s", found, expected, CHECK)
 
     def statistics(self, truth: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per component, to six digits.

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import uproot
+from test_data_manifest import damage, damaged
+from test_data_root import COMPRESSIONS, SENSORS, assert_same, make, write_five
+from test_data_root import write as write_small
 
 from xec_jax.data.root import RootSource
-from xec_jax.errors import DataError
+from xec_jax.errors import ConfigError, DataError
 
 
 def write(path, seed, tree="tree", branches=("npho", "relative_time")):
@@ -64,3 +67,135 @@ def test_without_the_bad_ones_nothing_has_changed(good):
     for a, b in zip(before, after, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
+
+
+# Skipping: what is left out is named and counted, everything else is as it would be
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BAD if kind != "corrupt"])
+def test_a_bad_file_is_left_out_if_asked(good, tmp_path, kind, caplog):
+    bad = tmp_path / "abad.root"
+    BAD[kind](bad)
+    files = [bad, *sorted(good.glob("*.root"))]
+    source = RootSource(files, on_bad_file="skip")
+    assert_batches(events(source), events(RootSource(good)))
+    report = source.report()
+    assert list(report["bad_files"]) == [str(bad)]
+    assert "bad.root" in report["bad_files"][str(bad)]
+    assert (report["entries"], report["seen"], report["skipped"]) == (24, 24, 0)
+    assert source.fingerprint == RootSource(good).fingerprint
+    text = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert any("left out" in line and "bad.root" in line for line in text)
+    assert any("1 bad files left out" in line for line in text)
+
+
+def assert_batches(some, others):
+    for a, b in zip(some, others, strict=True):
+        assert_same(a, b)
+
+
+def test_all_files_bad_is_an_error(tmp_path):
+    for number, kind in enumerate(BAD):
+        if kind != "corrupt":
+            BAD[kind](tmp_path / f"{number}.root")
+    with pytest.raises(DataError, match=r"1\.root is empty"):
+        RootSource(tmp_path, on_bad_file="skip")
+
+
+@pytest.fixture(params=["tree", "ntuple"])
+def twins(tmp_path, request):
+    """Two folders with 40 events each, entries 20 to 30 cannot be read in the second one."""
+    write_small(tmp_path / "good/a.root", [10] * 4, sensors=200, kind=request.param)
+    damaged(tmp_path / "bad/a.root", request.param)
+    return tmp_path / "good", tmp_path / "bad"
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("buffer", [10, 1000])
+def test_what_cannot_be_read_counts_nothing_and_changes_nothing(twins, train, buffer, caplog):
+    options = {"n_sensors": 200, "shuffle_buffer": buffer}
+    steps = {"size": 4, "seed": 3, "train": train}
+    with make(twins[0], **options) as good, make(twins[1], on_bad_file="skip", **options) as bad:
+        first = good.batch(0, size=1, train=False)
+        for step in range(25):  # two and a half epochs
+            expected, found = good.batch(step, **steps), bad.batch(step, **steps)
+            lost = (expected["event"] >= 20) & (expected["event"] < 30)
+            np.testing.assert_array_equal(found["weight"], ~lost)
+            for key in ("npho", "time", "event"):
+                np.testing.assert_array_equal(found[key][~lost], expected[key][~lost])
+                assert (found[key][lost] == first[key]).all(), "copies of the first good event"
+        report = bad.report()
+    assert (report["entries"], report["seen"], report["skipped"]) == (40, 30, 10)
+    assert list(report["quarantine"]) == [f"{twins[1]}/a.root: entries 20 to 30"]
+    assert "branch 'npho'" in next(iter(report["quarantine"].values()))
+    assert caplog.text.count("are in quarantine") == 1
+    assert "40 entries: 30 seen, 10 skipped in 1 ranges" in caplog.text
+
+
+def test_quarantine_is_pure_in_the_step(twins):
+    options = {"n_sensors": 200, "shuffle_buffer": 20, "on_bad_file": "skip"}
+    with make(twins[1], **options) as source:
+        sequence = [source.batch(k, size=7, shard=(1, 2)) for k in range(9)]
+    for k in np.random.default_rng(1).permutation(9):
+        with make(twins[1], **options) as source:
+            assert_same(source.batch(int(k), size=7, shard=(1, 2)), sequence[k])
+
+
+def test_a_small_branch_that_cannot_be_read(tmp_path):
+    """Its basket spans several of the others: the events of all of them are lost."""
+    path = write_small(tmp_path / "a.root", [10] * 4, codec=uproot.LZ4(1))
+    with uproot.open({str(path): None}) as file:
+        baskets = file["tree"]["run"].member("fBasketSeek")
+    for number in (0, 1):
+        damage(path, int(baskets[number]), b"\xff" * 8)
+    with make(path, extra=["run", "event"], on_bad_file="skip") as source:
+        batch = source.batch(0, size=40, train=False)
+        assert batch["weight"].tolist() == [0] * 20 + [1] * 20
+        assert set(batch["event"][:20]) == {20}, "the first event that can be read"
+        assert list(source.report()["quarantine"]) == [
+            f"{path}: entries 0 to 10", f"{path}: entries 10 to 20"
+        ]  # fmt: skip
+
+
+def test_a_file_that_vanishes_is_put_into_quarantine(tmp_path):
+    write_five(tmp_path)
+    with make(tmp_path, on_bad_file="skip") as source:
+        (tmp_path / "run_10.root").unlink()
+        batch = source.batch(0, size=60, train=False)
+        assert np.flatnonzero(batch["weight"] == 0).tolist() == list(range(13, 33))
+        assert source.report()["skipped"] == 20
+
+
+def test_no_event_that_can_be_read(tmp_path):
+    path = write_small(tmp_path / "a.root", [10] * 2, sensors=200, codec=uproot.ZLIB(1))
+    with uproot.open({str(path): None}) as file:
+        for seek in file["tree"]["npho"].member("fBasketSeek")[:2]:
+            damage(path, int(seek) + 100)
+    with (
+        make(path, n_sensors=200, on_bad_file="skip") as source,
+        pytest.raises(DataError, match=r"no event can be read(.|\n)*entries 0 to 10"),
+    ):
+        source.batch(0, size=4)
+
+
+def test_files_of_all_kinds_together(tmp_path):
+    """Every codec, trees and ntuples, other baskets and empty files: one data set."""
+    first = 0
+    for number, (name, codec) in enumerate(COMPRESSIONS.items()):
+        for kind, baskets in (("tree", [number + 1, 3]), ("ntuple", [2, number + 2])):
+            write_small(tmp_path / f"{first:02}{name}.root", baskets, first=first, kind=kind,
+                        codec=codec)  # fmt: skip
+            first += sum(baskets)
+        write_small(tmp_path / f"{first:02}{name}0.root", [0])
+    with make(tmp_path, shuffle_buffer=13) as source:
+        assert len(source) == first
+        batch = source.batch(0, size=first, train=False)
+        np.testing.assert_array_equal(batch["event"], np.arange(first))
+        assert batch["npho"].shape == (first, SENSORS)
+        np.testing.assert_array_equal(batch["npho"][:, 0], np.arange(first) + 1)
+        assert sorted(source.batch(0, size=first)["event"]) == list(range(first))
+
+
+def test_an_unknown_policy():
+    with pytest.raises(ConfigError, match="ignore"):
+        RootSource("x.root", on_bad_file="ignore")

@@ -38,5 +38,29 @@ def dead_events(npho: np.ndarray) -> np.ndarray:
     return result
 
 
+def count_valid(npho: np.ndarray) -> np.ndarray:
+    """Counts the sensors that saw light and gave a usable number, int32 `[b]`."""
+    return np.count_nonzero((npho > 0) & (npho < INVALID_ABOVE), axis=1).astype(np.int32)
+
+
 def _alive(npho: np.ndarray) -> np.ndarray:
     return np.any((npho > 0) & (npho < INVALID_ABOVE), axis=1)
+
+
+def rescale(values: np.ndarray, factor: float) -> None:
+    """Multiplies all values that are valid by a factor, in place."""
+    np.multiply(values, np.float32(factor), out=values, where=np.abs(values) <= INVALID_ABOVE)
+
+
+def make_relative(npho: np.ndarray) -> None:
+    """Divides valid photons by the largest of their event, in place: `relative_npho`.
+
+    Invalid sensors stay 1e10, and so does everything in events without light.
+
+    Args:
+        npho: Raw photons `[b s]`, finite; becomes at most 1.
+    """
+    is_valid = npho <= INVALID_ABOVE
+    largest = np.max(npho, axis=1, where=is_valid, initial=0.0, keepdims=True)
+    np.divide(npho, largest, out=npho, where=is_valid & (largest > 0))
+    npho[largest[:, 0] == 0] = INVALID

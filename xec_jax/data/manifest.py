@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import pairwise
 from pathlib import Path
@@ -123,11 +123,13 @@ class Manifest:
         files: Files with at least one event.
         columns: Shape of one event and dtype of each branch, as the first file has them; `(1,)`
             counts as `()`. Optional branches that no file has are left out.
+        left_out: Why files are missing here, by path, if bad files are to be skipped.
     """
 
     tree: str
     files: tuple[FileEntry, ...]
     columns: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -180,10 +182,16 @@ class Manifest:
 
 
 Shapes = Mapping[str, tuple[int, ...] | None]
+Columns = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
 def build_manifest(
-    paths: Sequence[Path], tree: str, branches: Shapes, optional: Shapes | None = None
+    paths: Sequence[Path],
+    tree: str,
+    branches: Shapes,
+    optional: Shapes | None = None,
+    *,
+    on_bad_file: str = "error",
 ) -> Manifest:
     """Opens every file and checks that it has the wanted branches.
 
@@ -193,6 +201,7 @@ def build_manifest(
         branches: Branches that every file must have, with the shape of one event; None stands
             for the shape that the first file has.
         optional: Branches that either all files or none have.
+        on_bad_file: `error`, or `skip`: bad files are left out with a warning.
 
     Raises:
         DataError: A file cannot be read, lacks a branch or holds something else in it, or no
@@ -200,36 +209,41 @@ def build_manifest(
     """
     files: list[FileEntry] = []
     empty: list[Path] = []
-    columns: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+    left_out: dict[str, str] = {}
+    columns: Columns = {}
     for path in paths:
-        with RootFile(path, tree) as file:
-            if file.entries == 0:
-                empty.append(path)
-                continue
-            if not files:  # the first file decides what was left open
-                present = {k: v for k, v in (optional or {}).items() if file.has(k)}
-                columns = {
-                    name: _one_event(file.column(name, shape))
-                    for name, shape in {**present, **branches}.items()
-                }
-            for name in sorted(set(optional or {}) - set(columns)):
-                if file.has(name):
-                    raise DataError(
-                        f"{path}: tree {tree!r} has a branch {name!r}, {files[0].path} has not",
-                        expected="the same branches in all files",
-                        remedy=f"do not ask for {name!r}, or use files that all have it",
-                    )
-            found = [file.column(name, shape) for name, (shape, _) in columns.items()]
-            files.append(_entry(file, _clusters(found, file.entries)))
+        try:
+            with RootFile(path, tree) as file:
+                if file.entries == 0:
+                    empty.append(path)
+                    continue
+                if not files:  # the first file decides what was left open
+                    columns = _columns(file, branches, optional or {})
+                files.append(_entry(file, columns, set(optional or {}), files))
+        except DataError as error:
+            if on_bad_file == "error":
+                raise
+            left_out[str(path)] = error.found
+            logger.warning("left out, since data.on_bad_file is skip: %s", error.found)
     if not files:
+        reasons = [f"tree {tree!r} has no entries in {', '.join(map(str, empty))}"] * bool(empty)
         raise DataError(
-            f"tree {tree!r} has no entries in {', '.join(map(str, empty))}",
+            "\n".join([*reasons, *list(left_out.values())[:5]]),
             expected="at least one event",
             remedy="produce the files again or name others",
         )
     for path in empty:
         logger.warning("%s: tree %r has no entries; the file is skipped", path, tree)
-    return Manifest(tree, tuple(files), columns)
+    return Manifest(tree, tuple(files), columns, left_out)
+
+
+def _columns(file: RootFile, branches: Shapes, optional: Shapes) -> Columns:
+    """Returns shape and dtype of the branches that a file has, checked."""
+    present = {name: shape for name, shape in optional.items() if file.has(name)}
+    return {
+        name: _one_event(file.column(name, shape))
+        for name, shape in {**present, **branches}.items()
+    }
 
 
 def _one_event(column: Column) -> tuple[tuple[int, ...], np.dtype]:
@@ -237,7 +251,18 @@ def _one_event(column: Column) -> tuple[tuple[int, ...], np.dtype]:
     return column.shape if column.shape != (1,) else (), column.dtype
 
 
-def _entry(file: RootFile, clusters: tuple[int, ...]) -> FileEntry:
+def _entry(
+    file: RootFile, columns: Columns, optional: set[str], others: Sequence[FileEntry]
+) -> FileEntry:
+    """Returns what a file adds to a data set with these columns, after a look at each of them."""
+    for name in sorted(optional - set(columns)):
+        if file.has(name):
+            raise DataError(
+                f"{file.path}: tree {file.tree!r} has a branch {name!r}, {others[0].path} has not",
+                expected="the same branches in all files",
+                remedy=f"do not ask for {name!r}, or use files that all have it",
+            )
+    found = [file.column(name, shape) for name, (shape, _) in columns.items()]
     stat = file.path.stat()
     return FileEntry(
         path=file.path,
@@ -245,7 +270,7 @@ def _entry(file: RootFile, clusters: tuple[int, ...]) -> FileEntry:
         mtime_ns=stat.st_mtime_ns,
         uuid=file.uuid,
         entries=file.entries,
-        clusters=clusters,
+        clusters=_clusters(found, file.entries),
     )
 
 
@@ -263,3 +288,32 @@ def _clusters(columns: Sequence[Column], entries: int) -> tuple[int, ...]:
     ]
     common = reduce(np.intersect1d, heavy)
     return tuple(int(entry) for entry in np.union1d(common, [0, entries]))
+
+
+def read_branch(manifest: Manifest, name: str, *, on_bad_file: str = "error") -> np.ndarray:
+    """Reads one small branch of all events, in the order of the files.
+
+    Args:
+        manifest: The files, with this branch as a column.
+        name: The branch.
+        on_bad_file: `error`, or `skip`: entries that cannot be read become NaN, with a warning.
+
+    Returns:
+        float64 `[entries ...]`, markers and NaN as they are in the files.
+
+    Raises:
+        DataError: A file cannot be read, and nothing is to be skipped.
+    """
+    values = np.full((manifest.entries, *manifest.columns[name][0]), np.nan)
+    for entry, offset in zip(manifest.files, manifest.starts.tolist(), strict=False):
+        with RootFile(entry.path, manifest.tree) as file:
+            for start, stop in pairwise(file.column(name).offsets.tolist()):
+                rows = values[offset + start : offset + stop]
+                try:
+                    file.read_into(name, rows, start, stop)
+                except DataError as error:
+                    if on_bad_file == "error":
+                        raise
+                    rows[...] = np.nan
+                    logger.warning("these entries count as unknown: %s", error.found)
+    return values

@@ -1,13 +1,17 @@
 """From the `data` group of a config to sources."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from xec_jax.data.dead_source import without_dead
 from xec_jax.data.manifest import Pattern
 from xec_jax.data.reweight import bins_of, reweighted, zeros_of
 from xec_jax.data.root import RootSource
 from xec_jax.data.source import Source
+from xec_jax.data.tfds import TfdsSource
+from xec_jax.data.truth import energy_scale
 from xec_jax.errors import ConfigError
 
 
@@ -22,31 +26,43 @@ def open_source(
 
     Args:
         config: The `data` group.
-        path: File, folder, glob, or a list of these.
+        path: File, folder, glob, or a list of these; for `tfds`, folders with caches.
         wanted: What the experiment reads, the keys of its spec. `npho` and `time` stand for
             `npho_branch` and `time_branch`, other names for the branches of that name; those of
             `extra_branches` come along.
         shuffle: Whether training batches come in a seeded random order.
 
     Raises:
-        ConfigError: Unknown kind of source.
+        ConfigError: Unknown kind of source, or a cache that was built from other branches.
         DataError: A file that cannot be used, or none at all.
     """
-    if config.source != "root":
-        raise ConfigError(f"data.source is {config.source!r}", expected="root")
     branches = [name for name in wanted if name not in ("npho", "time")]
-    return RootSource(
+    options: dict[str, Any] = {
+        "npho_branch": config.npho_branch,
+        "time_branch": config.time_branch if "time" in wanted else None,
+        "extra": tuple(dict.fromkeys([*branches, *config.extra_branches])),
+        "real": [name for name in branches if name not in config.extra_branches],
+        "shuffle": shuffle and config.shuffle,
+        "threads": config.num_threads,
+        "fiducial": config.fiducial.to_dict(),
+        "derive_relative": config.derive_relative,
+        "scale": energy_scale(config),
+        "normalization": config.normalization.to_dict(),
+        "strict_scheme": config.strict_scheme,
+    }
+    if config.source == "tfds":
+        return without_dead(TfdsSource(path, **options), config, path)
+    if config.source != "root":
+        raise ConfigError(f"data.source is {config.source!r}", expected="root or tfds")
+    source = RootSource(
         path,
         tree=config.tree_name,
-        npho_branch=config.npho_branch,
-        time_branch=config.time_branch if "time" in wanted else None,
-        extra=tuple(dict.fromkeys([*branches, *config.extra_branches])),
-        real=[name for name in branches if name not in config.extra_branches],
-        shuffle=shuffle and config.shuffle,
         shuffle_buffer=config.shuffle_buffer,
         max_ram_gb=config.max_ram_gb,
-        threads=config.num_threads,
+        on_bad_file=config.on_bad_file,
+        **options,
     )
+    return without_dead(source, config, path)
 
 
 def open_sources(

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -165,6 +166,12 @@ class ReweightedSource:
     def close(self) -> None:
         """Closes the source."""
         self._source.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """Passes on what some sources have besides: `report`, `stats`."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._source, name)
 
 
 def bins_of(config: ConfigDict) -> dict[str, tuple[int, ...]]:

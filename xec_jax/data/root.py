@@ -8,19 +8,25 @@ the price is that each process reads and decompresses what the others do. See `o
 epochs, `windows` for memory, `reader` and `root_file` for files.
 """
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Collection, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
 from xec_jax.data import order
+from xec_jax.data.fiducial import BRANCH, Limits, cut_of
+from xec_jax.data.first_look import look
+from xec_jax.data.invalid import make_relative, rescale
 from xec_jax.data.manifest import Pattern, build_manifest, resolve_paths
-from xec_jax.data.reader import Reader, Stats
+from xec_jax.data.reader import CUT, LOST, SEEN, UNREAD, Reader, Stats
 from xec_jax.data.source import Spec
 from xec_jax.data.windows import Arrays, Ranges, Window, WindowCache, plan_windows
-from xec_jax.errors import ConfigError
+from xec_jax.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +42,8 @@ class RootSource:
     1e10 in place of everything that is not finite, `weight` [b], and what `extra` names: real
     numbers as float32, whole numbers as int64.
 
+    Nothing is lost silently: `report` counts every entry of the files.
+
     Args:
         path: File, folder, glob, or a list of these; see `resolve_paths`.
         tree: Name of the tree in every file.
@@ -49,8 +57,17 @@ class RootSource:
         shuffle: False keeps the order of the files in training, too.
         shuffle_buffer: Events that are mixed completely.
         max_ram_gb: Bound for the events held in memory; reduces `shuffle_buffer` if necessary.
+            Libraries, open files and buffers take about 0.1 GB more.
         threads: Threads that decompress.
         smallest_read: Clusters with fewer events are read together.
+        on_bad_file: `error`, or `skip`: files that cannot be used are left out, and entries that
+            cannot be read become copies of another event with weight 0. Both are warnings.
+        fiducial: Limits of `fiducial.inside`; events outside are not part of the set.
+        derive_relative: Makes `relative_npho` from the branch `npho`, where it is asked for.
+        scale: Factors for values of `extra`, such as 1e-3 for energies in MeV.
+        normalization: Constants that the first events are compared with; None compares them
+            with the names of their branches.
+        strict_scheme: Values that do not fit the normalization are an error, not a warning.
 
     Attributes:
         spec: Shape of one event and dtype of each key.
@@ -58,8 +75,10 @@ class RootSource:
         window: Events that are mixed completely, after `max_ram_gb`.
 
     Raises:
-        ConfigError: `extra` names a key that the batch has anyway.
-        DataError: Any of the files cannot be used; all are opened here.
+        ConfigError: `extra` names a key that the batch has anyway, or another argument that
+            cannot be.
+        DataError: Any of the files cannot be used, or no event is inside; all files are opened
+            here.
     """
 
     def __init__(
@@ -77,7 +96,15 @@ class RootSource:
         max_ram_gb: float = 4.0,
         threads: int = 2,
         smallest_read: int = SMALLEST_READ,
+        on_bad_file: str = "error",
+        fiducial: Limits | None = None,
+        derive_relative: bool = False,
+        scale: Mapping[str, float] | None = None,
+        normalization: Mapping[str, Any] | None = None,
+        strict_scheme: bool = False,
     ) -> None:
+        if on_bad_file not in ("error", "skip"):
+            raise ConfigError(f"data.on_bad_file is {on_bad_file!r}", expected="'error' or 'skip'")
         extra = dict(extra) if isinstance(extra, Mapping) else dict.fromkeys(extra)
         if taken := sorted({"npho", "time", "weight"} & set(extra)):
             raise ConfigError(
@@ -85,9 +112,25 @@ class RootSource:
                 expected="branches besides npho, time and weight",
                 remedy="leave them out, or choose them as npho_branch or time_branch",
             )
-        branches = {"npho": npho_branch} | ({"time": time_branch} if time_branch else {})
-        sensors = dict.fromkeys(branches.values(), (n_sensors,))
-        self.manifest = build_manifest(resolve_paths(path), tree, sensors, extra)
+        limits = {name: limit for name, limit in (fiducial or {}).items() if limit is not None}
+        is_derived = derive_relative and npho_branch == "relative_npho"
+        branches = {"npho": "npho" if is_derived else npho_branch}
+        branches |= {"time": time_branch} if time_branch else {}
+        needed: dict[str, tuple[int, ...] | None] = dict.fromkeys(branches.values(), (n_sensors,))
+        needed |= {BRANCH: (3,)} if limits else {}
+        optional = {name: shape for name, shape in extra.items() if name not in needed}
+        try:
+            self.manifest = build_manifest(
+                resolve_paths(path), tree, needed, optional, on_bad_file=on_bad_file
+            )
+        except DataError as error:
+            if npho_branch != "relative_npho" or "no branch 'relative_npho'" not in error.found:
+                raise
+            raise DataError(
+                error.found,
+                expected=error.expected,
+                remedy=f"{error.remedy}; data.derive_relative=true makes it from npho",
+            ) from error
         columns = self.manifest.columns
         branches |= {name: name for name in extra if name in columns}
         if absent := [name for name in extra if name not in columns]:
@@ -102,11 +145,39 @@ class RootSource:
                 logger.debug("branch %r: %s in the files, %s in batches", name, stored, wanted)
         self.window = self._fit(max(1, shuffle_buffer), max_ram_gb)
         smallest = max(1, min(smallest_read, self.window // 4))
-        self._chunks = np.array(self.manifest.chunks(smallest=smallest, largest=self.window))
+        chunks = self.manifest.chunks(smallest=smallest, largest=self.window)
+        keep = cut_of(self.manifest, limits, on_bad_file=on_bad_file)
+        sizes = [b - a if keep is None else int(np.count_nonzero(keep[a:b])) for a, b in chunks]
+        # Chunks with nothing to keep are never read.
+        self._chunks = [(*chunk, size) for chunk, size in zip(chunks, sizes, strict=True) if size]
+        self._size, self._served, self._is_closed = sum(sizes), 0, False
+        self._settings: dict[str, Any] = {"fiducial": limits} if limits else {}
+        if is_derived:
+            self._settings["relative_npho"] = "derived"
+        factors = {key: factor for key, factor in (scale or {}).items() if key in self.spec}
+        if factors:
+            self._settings["scale"] = factors
         self._shuffle = shuffle
         self._plan = lru_cache(maxsize=2)(self._make_plan)
-        self._reader = Reader(self.manifest, branches, self.spec, threads=threads)
-        self._windows = WindowCache(self._reader.read)
+        self._reader = Reader(
+            self.manifest,
+            tuple((start, stop) for start, stop, _ in self._chunks),
+            branches,
+            self.spec,
+            window=self.window,
+            threads=threads,
+            keep=keep,
+            skip=on_bad_file == "skip",
+            convert={key: partial(rescale, factor=factor) for key, factor in factors.items()}
+            | ({"npho": make_relative} if is_derived else {}),
+            judge=partial(
+                look,
+                names={**branches, "npho": npho_branch},
+                normalization=normalization,
+                strict_scheme=strict_scheme,
+            ),
+        )
+        self._windows = WindowCache(self._reader.read, self._reader.recycle)
         self._last_step: int | None = None
 
     @property
@@ -116,12 +187,42 @@ class RootSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of names, sizes and contents' identifiers of the files."""
-        return self.manifest.hash()
+        """Hash of names, sizes and contents' identifiers of the files, and of the cut."""
+        if not self._settings:
+            return self.manifest.hash()
+        text = self.manifest.hash() + json.dumps(self._settings, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __len__(self) -> int:
-        """Returns the number of events in all files."""
-        return self.manifest.entries
+        """Returns the number of events, those that were cut away not counted."""
+        return self._size
+
+    def report(self) -> dict[str, Any]:
+        """Says what became of every entry of the files so far.
+
+        Returns:
+            `entries` = `seen` + `skipped` + `cut` + `unread`, where `skipped` entries cannot be
+            read; `served`, the rows with a weight in all batches of this shard; `dead_events`
+            without a valid sensor and `replaced`, the NaN and infinite numbers per key, among
+            those seen; `quarantine`, the reasons by "file: entries a to b"; and `bad_files`,
+            the reasons by file.
+        """
+        counts = np.bincount(self._reader.fate, minlength=4).tolist()
+        return {
+            "entries": self.manifest.entries,
+            "seen": counts[SEEN],
+            "skipped": counts[LOST],
+            "cut": counts[CUT],
+            "unread": counts[UNREAD],
+            "served": self._served,
+            "dead_events": self.stats.dead_events,
+            "replaced": dict(self.stats.replaced),
+            "quarantine": {
+                f"{path}: entries {first} to {stop}": reason
+                for (path, first, stop), reason in sorted(self._reader.quarantine.items())
+            },
+            "bad_files": dict(self.manifest.left_out),
+        }
 
     def steps_per_epoch(self, *, size: int, shards: int = 1, train: bool = True) -> int:
         """Returns the number of batches of an epoch; see `Source`."""
@@ -142,7 +243,8 @@ class RootSource:
         batches, slowly. Meant for one thread.
 
         Raises:
-            DataError: A file cannot be read, or the first events have no valid sensor at all.
+            DataError: A file cannot be read, the first events have no valid sensor at all, or
+                they do not fit the normalization and `strict_scheme` is set.
         """
         at = order.place(step, len(self), size=size, shard=shard, train=train)
         key = order.key(seed, at.epoch) if train and self._shuffle else None
@@ -164,7 +266,10 @@ class RootSource:
             done, index = done + len(rows), index + 1
         for values in batch.values():
             order.pad(values, at.taken)
-        batch["weight"] = order.padding_weight(size, at.real)
+        batch["weight"] *= order.padding_weight(size, at.real)
+        self._served += int(np.count_nonzero(batch["weight"]))
+        if (step + 1) % self.steps_per_epoch(size=size, shards=shard[1], train=train) == 0:
+            self._log_report()
         if step - 1 == self._last_step:
             used = size * shard[1] * self.steps_per_epoch(size=size, shards=shard[1], train=train)
             if index < len(windows) and windows[index].first < used:
@@ -176,7 +281,10 @@ class RootSource:
         return batch
 
     def close(self) -> None:
-        """Stops reading ahead, closes the files and frees the memory."""
+        """Stops reading ahead, closes the files and frees the memory; says what was read."""
+        if self._served and not self._is_closed:
+            self._log_report()
+        self._is_closed = True
         self._reader.stop()
         self._windows.close()
         self._reader.close()
@@ -191,15 +299,27 @@ class RootSource:
         """Divides all entries into windows, in the order of one epoch."""
         chunks = self._chunks
         if key:
-            chunks = chunks[order.shuffled(len(chunks), *key)]
-        limit = self.window if key else min(self.window, FILE_ORDER_WINDOW)
-        return plan_windows([(int(a), int(b)) for a, b in chunks], limit)
+            chunks = [chunks[i] for i in order.shuffled(len(chunks), *key).tolist()]
+        return plan_windows(chunks, self.window if key else min(self.window, FILE_ORDER_WINDOW))
 
     def _wait_for(self, ranges: Ranges) -> Arrays:
         begun = time.perf_counter()
         arrays = self._windows.get(ranges)
         self.stats.wait_s += time.perf_counter() - begun
         return arrays
+
+    def _log_report(self) -> None:
+        found = self.report()
+        is_bad = found["skipped"] or found["bad_files"]
+        logger.log(
+            logging.WARNING if is_bad else logging.INFO,
+            "%d entries: %d seen, %d skipped in %d ranges, %d cut, %d not read yet; %d dead "
+            "events, %d values replaced, %d bad files left out",
+            *(found[name] for name in ("entries", "seen", "skipped")),
+            len(found["quarantine"]),
+            *(found[name] for name in ("cut", "unread", "dead_events")),
+            *(sum(found["replaced"].values()), len(found["bad_files"])),
+        )
 
     def _fit(self, shuffle_buffer: int, max_ram_gb: float) -> int:
         """Returns the number of events in a window that keeps within the memory."""

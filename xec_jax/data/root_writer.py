@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import uproot
+import xxhash
 
 from xec_jax.errors import DataError, DiskError
 
@@ -37,7 +38,7 @@ def write_tree(
             chunk keep the file fast to read.
         tree: Name of the tree.
         compression: `zstd` (ROOT 6.20 or newer) stores simulated events in 50 kB, as small as
-            `zlib`, and writes nine times faster.
+            `zlib`, and writes nine times faster. All but `none` notice damaged bytes.
         identity: Text that the file's UUID is made from, for content that can be made again;
             random if not given.
         notes: Texts by name, written beside the tree as TObjString.
@@ -56,7 +57,7 @@ def write_tree(
         return uuid.uuid5(uuid.NAMESPACE_OID, identity) if identity else uuid.uuid1()
 
     codec = {
-        "zstd": uproot.ZSTD(1),
+        "zstd": _zstd_with_checksum(1),
         "lz4": uproot.LZ4(1),
         "zlib": uproot.ZLIB(1),
         "none": None,
@@ -95,6 +96,24 @@ def write_tree(
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return entries
+
+
+def _zstd_with_checksum(level: int) -> uproot.ZSTD:
+    """Returns ZSTD whose frames end with a checksum, which all readers compare.
+
+    The library and ROOT write none: one flipped bit in three would become other numbers. RFC 8878,
+    section 3.1.1: bit 2 of the descriptor announces the low half of the XXH64 of the content.
+    """
+    codec = uproot.ZSTD(level)
+    plain = codec.compress
+
+    def compress(data: bytes) -> bytes:
+        frame = bytearray(plain(data))
+        frame[4] |= 0b100
+        return bytes(frame) + (xxhash.xxh64_intdigest(data) & 0xFFFFFFFF).to_bytes(4, "little")
+
+    codec.compress = compress  # a class of its own would have no number in the file
+    return codec
 
 
 @contextlib.contextmanager

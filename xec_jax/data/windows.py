@@ -30,22 +30,23 @@ class Window(NamedTuple):
     size: int
 
 
-def plan_windows(ranges: Iterable[tuple[int, int]], limit: int) -> list[Window]:
+def plan_windows(chunks: Iterable[tuple[int, int, int]], limit: int) -> list[Window]:
     """Groups ranges of entries, in the given order, into windows of `limit` events at most.
 
-    A range that is longer than the limit becomes a window of its own.
+    Args:
+        chunks: `(start, stop, size)`: entries, and how many events among them are kept.
+        limit: A range with more events than this becomes a window of its own.
     """
     groups: list[list[tuple[int, int]]] = []
-    room = 0
-    for start, stop in ranges:
-        if stop - start > room or not groups:
+    sizes: list[int] = []
+    for start, stop, size in chunks:
+        if not groups or sizes[-1] + size > limit:
             groups.append([])
-            room = limit
+            sizes.append(0)
         groups[-1].append((start, stop))
-        room -= stop - start
+        sizes[-1] += size
     windows, first = [], 0
-    for group in groups:
-        size = sum(stop - start for start, stop in group)
+    for group, size in zip(groups, sizes, strict=True):
         # Ascending order makes windows with the same entries equal, whatever the epoch: a data
         # set that fits into one window is read once for all epochs.
         windows.append(Window(tuple(sorted(group)), first, size))
@@ -60,12 +61,13 @@ class WindowCache:
 
     Args:
         read: Fills the arrays of a window; may raise. Never called twice at the same time.
+        recycle: Called with arrays that are forgotten; what `get` returned before last is.
     """
 
     CAPACITY = 2
 
-    def __init__(self, read: Callable[[Ranges], Arrays]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[Ranges], Arrays], recycle: Callable[[Arrays], None]) -> None:
+        self._read, self._recycle = read, recycle
         self._held: dict[Ranges, Future[Arrays]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="xec-window")
 
@@ -86,8 +88,9 @@ class WindowCache:
         """Starts to read a window in the background and forgets the oldest one for it."""
         future = self._held.pop(ranges, None)
         while len(self._held) >= self.CAPACITY:
-            oldest = next(iter(self._held))
-            self._held.pop(oldest).cancel()
+            oldest = self._held.pop(next(iter(self._held)))
+            if not oldest.cancel() and oldest.done() and not oldest.exception():
+                self._recycle(oldest.result())
         self._held[ranges] = future or self._reader.submit(self._read, ranges)
 
     def close(self) -> None:

@@ -32,8 +32,6 @@ from xec_jax.tasks import calorimeter
 from xec_jax.tasks.base import Arrays, Task, mean_and_spread
 from xec_jax.types import Array, Batch, Key, Mean, Metrics, Params, Terms
 
-MAX_UNKNOWN = 0.01
-
 
 def targets_of(config: ConfigDict) -> tuple[Target, ...]:
     """Reads `train.tasks`: the quantities that are switched on.
@@ -181,6 +179,7 @@ def check(config: ConfigDict) -> None:
     """
     calorimeter.check(config)
     choices = {
+        "data.energy_unit": ("GeV", "MeV"),
         "model.heads": ("active", "all"),
         "model.output_affine": ("auto", "none"),
         "train.loss_balance": ("manual", "auto"),
@@ -311,30 +310,9 @@ def _truth(config: ConfigDict, targets: Sequence[Target], path: Any) -> dict[str
             expected=error.expected,
             remedy=f"{error.remedy}; or {off}",
         ) from error
-    return {target.name: _checked(target, arrays, config.data, path) for target in targets}
-
-
-def _checked(
-    target: Target, arrays: Mapping[str, np.ndarray], data: ConfigDict, path: Any
-) -> np.ndarray:
-    """Returns the known truth (n, k) after a look at numbers and units."""
-    values, is_known = (np.asarray(a) for a in target.truth(arrays))
-    known, unknown = values[is_known].astype(np.float64), 1 - is_known.mean()
-    names = " and ".join(target.branches)
-    if not len(known) or (unknown > MAX_UNKNOWN and not data.allow_bad_truth):
-        raise DataError(
-            f"{path}: {unknown:.1%} of {len(values)} events have no usable {names}",
-            expected=f"at most {MAX_UNKNOWN:.0%} of NaN and 1e10",
-            remedy=f"train.tasks.{target.name}.enabled=false, or data.allow_bad_truth=true",
-        )
-    size = np.abs(arrays[target.branch].reshape(len(values), -1)[is_known, 0])
-    if target.name == "energy" and np.median(size) > 1:
-        found = f"the median of {names} is {np.median(size):.4g}"
-        raise DataError(f"{path}: {found}", expected="energies in GeV, not in MeV")
-    if target.name == "angle" and size.max() <= 3.2:
-        found = f"no polar angle in {names} is above {size.max():.4g}"
-        raise DataError(f"{path}: {found}", expected="degrees, not radians")
-    return known
+    unit, allow_bad = config.data.energy_unit, config.data.allow_bad_truth
+    options = {"where": f"{path}", "energy_unit": unit, "allow_bad": allow_bad}
+    return {target.name: target.known(arrays, **options) for target in targets}
 
 
 class _Experiment:

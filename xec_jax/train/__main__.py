@@ -141,22 +141,13 @@ def with_demo_data(config: "ConfigDict", overrides: Sequence[str]) -> "ConfigDic
     return config.lock()
 
 
-def common_files(data: "ConfigDict") -> list[Path]:
-    """Returns the files that training and validation both read."""
-    from xec_jax.data.manifest import resolve_paths
-
-    if data.valid is None:
-        return []
-    files = [{path.resolve() for path in resolve_paths(p)} for p in (data.train, data.valid)]
-    return sorted(files[0] & files[1])
-
-
 def train(
     config: "ConfigDict", workdir: Path, arguments: argparse.Namespace, stop: "StopFlag"
 ) -> int:
     """Opens the data and hands everything to the job."""
     from xec_jax.data.open import open_sources
     from xec_jax.tasks.base import make_task, prepare
+    from xec_jax.train.check import shared_files
     from xec_jax.train.distributed import tell
     from xec_jax.train.job import run_job
 
@@ -170,8 +161,11 @@ def train(
         tell(f"{len(source):,} training events, {sum(map(len, valid.values())):,} for validation")
         if not valid:
             tell("data.valid is not set: no validation, no best checkpoint, no figures")
-        if shared := common_files(config.data):
-            tell(f"WARNING: training and validation share events: {shared[0]}")
+        if shared := shared_files(config.data):
+            tell(
+                f"WARNING: training and validation share events: {len(shared)} file(s), such as "
+                f"{shared[0]}; the validation says nothing about new events"
+            )
         result = run_job(
             *(task, config, source, valid, workdir),
             stop=stop,

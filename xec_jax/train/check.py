@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from xec_jax.data.caches import open_caches
+from xec_jax.data.manifest import Pattern, resolve_paths
 from xec_jax.errors import ConfigError
 from xec_jax.tasks.base import example_batch, make_task
 from xec_jax.train import xla
@@ -45,3 +47,28 @@ def check_files(data: ConfigDict) -> None:
             f"data.valid is {data.valid!r}, but data.train is not set",
             expected="both, or neither for the simulated demonstration",
         )
+
+
+def shared_files(data: ConfigDict) -> list[Path]:
+    """Returns the files that training and validation both read, under whatever names.
+
+    Raises:
+        DataError: A path that matches nothing.
+    """
+    if data.valid is None:
+        return []
+    files = {_identity(path): path for path in _files(data, data.train)}
+    again = {_identity(path) for path in _files(data, data.valid)}
+    return [path for key, path in files.items() if key in again]
+
+
+def _files(data: ConfigDict, pattern: Pattern) -> list[Path]:
+    if data.source == "tfds":
+        return [path for cache in open_caches(pattern) for path in cache.files]
+    return resolve_paths(pattern)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Two names of a file, linked in whatever way, have this in common."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino

@@ -141,7 +141,7 @@ def _fit_in_memory(
     is_handed_over, workdir = bool(start), lock.path.parent
     while True:
         smaller = halved(config) if config.train.auto_batch else None
-        hooks = _hooks(trainer.task, config, valid, lock) if distributed.is_first() else []
+        hooks = _hooks(trainer.task, config, train, valid, lock) if distributed.is_first() else []
         try:
             return fit(
                 *(trainer.task, config, train, valid),
@@ -179,6 +179,30 @@ class Holding(Hook):
         self.lock.check()
 
 
+class BadData(Hook):
+    """Adds to the records of whole epochs what could not be read, where there is any.
+
+    `data/bad_files` counts files that were left out, `data/bad_events` the entries of the others
+    that have weight 0.
+
+    Args:
+        sources: Training and validation events by the name of their records.
+    """
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        self.sources = sources
+
+    def on_record(self, record: Record) -> None:
+        """Called before the others write."""
+        split = record["split"]
+        report = getattr(self.sources.get(split), "report", None)  # arrays have none
+        if report is None or (split == "train" and "epoch_s" not in record):
+            return
+        found = report()
+        counts = {"bad_events": found["skipped"], "bad_files": len(found["bad_files"])}
+        record |= {f"data/{name}": n for name, n in counts.items() if n}
+
+
 def _first_state(trainer: Trainer, config: ConfigDict) -> TrainState:
     """Takes over the weights of `train.init_from`."""
     state, text = trainer.state_from(load_run(Path(config.train.init_from)))
@@ -186,10 +210,13 @@ def _first_state(trainer: Trainer, config: ConfigDict) -> TrainState:
     return state
 
 
-def _hooks(task: Task, config: ConfigDict, valid: Mapping[str, Source], lock: Lock) -> list[Hook]:
+def _hooks(
+    task: Task, config: ConfigDict, train: Source, valid: Mapping[str, Source], lock: Lock
+) -> list[Hook]:
     workdir = lock.path.parent
     hooks: list[Hook] = [
         Holding(lock),
+        BadData({"train": train, **valid}),
         ConsoleLogger(tuple(config.log.show)),
         JsonlLogger(workdir / "metrics.jsonl"),
         TrainingCurves(workdir),
