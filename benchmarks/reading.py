@@ -33,9 +33,9 @@ from typing import Any
 import numpy as np
 
 from xec_jax.data.arrays import ArraySource
-from xec_jax.data.manifest import resolve_paths
-from xec_jax.data.root import RootSource
-from xec_jax.data.root_writer import write_tree
+from xec_jax.data.root.manifest import resolve_paths
+from xec_jax.data.root.source import RootSource
+from xec_jax.data.root.writer import write_tree
 from xec_jax.data.source import Source
 
 BRANCHES = ["npho", "relative_time"]
@@ -164,7 +164,7 @@ def timed(read: Callable[[int], tuple[int, int]]) -> dict[str, float]:
 def open_source(options: argparse.Namespace) -> Source:
     """Opens files or a cache as a training does, or loads the files into memory."""
     if options.measure == "cache":
-        from xec_jax.data.tfds import TfdsSource
+        from xec_jax.data.tfds.source import TfdsSource
 
         return TfdsSource(options.cache, threads=options.threads)
     source = RootSource(

@@ -11,10 +11,10 @@ import pytest
 import uproot
 
 from xec_jax import check
-from xec_jax.data import inspect
-from xec_jax.data.counts import Counts
 from xec_jax.data.dead import read_dead
-from xec_jax.data.root_writer import write_tree
+from xec_jax.data.root.writer import write_tree
+from xec_jax.data.survey import files as survey_files
+from xec_jax.data.survey.counts import Counts
 from xec_jax.errors import ConfigError, DataError
 
 S, N = 4760, 60
@@ -244,7 +244,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_file_gets_a_line_and_the_others_are_read(clean, tmp_path, run, kind, monkeypatch):
-    monkeypatch.setattr(inspect, "CHUNK_BYTES", 20 * 40000)
+    monkeypatch.setattr(survey_files, "CHUNK_BYTES", 20 * 40000)
     make, name, words = BAD[kind]
     make(tmp_path / "bad.root")
     status, text, result = run(tmp_path / "bad.root", clean)
@@ -358,7 +358,7 @@ def test_hot_and_blind_sensors(tmp_path, run):
 
 def test_small_chunks_change_nothing(clean, run, monkeypatch):
     _, text, whole = run(clean)
-    monkeypatch.setattr(inspect, "CHUNK_BYTES", 7 * 39000)
+    monkeypatch.setattr(survey_files, "CHUNK_BYTES", 7 * 39000)
     _, text_of_parts, parts = run(clean)
     assert parts == whole
     assert text_of_parts == text

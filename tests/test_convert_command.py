@@ -13,7 +13,7 @@ from parity import EXTRA, load, weights
 from xec_jax import config as configs
 from xec_jax import predict, torch_configs, yaml_configs
 from xec_jax.convert import main, read_checkpoint
-from xec_jax.data.root_writer import write_tree
+from xec_jax.data.root.writer import write_tree
 from xec_jax.errors import CheckpointError, ConfigError
 from xec_jax.geometry import hex_edges, make_detector
 from xec_jax.nets.neighbors import nearest_sensors

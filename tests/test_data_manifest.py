@@ -9,8 +9,8 @@ import pytest
 import uproot
 from test_data_root import SENSORS, events, make, write, write_five
 
-from xec_jax.data.manifest import build_manifest, resolve_paths
-from xec_jax.data.root import RootSource
+from xec_jax.data.root.manifest import build_manifest, resolve_paths
+from xec_jax.data.root.source import RootSource
 from xec_jax.errors import DataError
 
 BRANCHES = {"npho": (SENSORS,), "relative_time": (SENSORS,)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_data_root import write
 
-from xec_jax.data.root import RootSource
+from xec_jax.data.root.source import RootSource
 
 MB = 2**20
 EVENTS, SENSORS = 900, 4760

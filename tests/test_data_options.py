@@ -11,7 +11,7 @@ from test_data_root import SENSORS, assert_same, make
 
 from xec_jax.data import fiducial
 from xec_jax.data.invalid import make_relative, rescale
-from xec_jax.data.root_file import RootFile
+from xec_jax.data.root.file import RootFile
 from xec_jax.errors import ConfigError, DataError
 
 N = 48
@@ -211,7 +211,7 @@ import sys, awkward, numpy
 def refuse(*args, **kwargs): raise AssertionError("awkward arrays are slow")
 awkward.Array.__init__ = awkward.from_buffers = awkward.from_numpy = refuse
 awkward.contents.NumpyArray.__init__ = refuse
-from xec_jax.data.root import RootSource
+from xec_jax.data.root.source import RootSource
 with RootSource(sys.argv[1], n_sensors=int(sys.argv[2]), extra=["event"]) as source:
     assert source.batch(0, size=48, train=False)["event"].tolist() == list(range(48))
 assert "jax" not in sys.modules

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import uproot
 
-from xec_jax.data import manifest, root_file
-from xec_jax.data.root import RootSource
+from xec_jax.data.root import file, manifest
+from xec_jax.data.root.source import RootSource
 from xec_jax.errors import ConfigError, DataError
 
 SENSORS = 5
@@ -272,14 +272,14 @@ def test_without_shuffle_training_follows_the_files(five):
 def test_an_epoch_in_sequence_reads_each_cluster_once(tmp_path, monkeypatch, train, kind):
     write_five(tmp_path, kind)
     reads = []
-    original = root_file.RootFile.read_into
+    original = file.RootFile.read_into
 
     def record(self, name, out, start, stop):
         if name == "npho":
             reads.append((self.path.name, start, stop))
         original(self, name, out, start, stop)
 
-    monkeypatch.setattr(root_file.RootFile, "read_into", record)
+    monkeypatch.setattr(file.RootFile, "read_into", record)
     with make(tmp_path, shuffle_buffer=12, threads=1) as source:
         for k in range(10):
             source.batch(k, size=6, train=train)
@@ -314,7 +314,7 @@ def test_small_branches_do_not_tie_clusters_together():
     baskets = {"npho": [0, 4, 8, 12], "time": [0, 4, 8, 12], "run": [0, 12]}
     columns = []
     for name, offsets in baskets.items():
-        column = root_file.Column()
+        column = file.Column()
         column.shape = (4760,) if name != "run" else ()
         column.dtype, column.offsets = np.dtype("f4"), np.array(offsets)
         columns.append(column)
@@ -343,7 +343,7 @@ def test_batches_larger_than_the_window_are_complete(five):
 
 
 def test_more_files_than_may_be_open(five, monkeypatch):
-    monkeypatch.setattr("xec_jax.data.reader.OPEN_FILES", 2)
+    monkeypatch.setattr("xec_jax.data.root.reader.OPEN_FILES", 2)
     with make(five, shuffle_buffer=25) as source:
         seen = [event for k in range(10) for event in real(source.batch(k, size=6))]
     assert sorted(seen) == list(range(60))

@@ -11,9 +11,9 @@ import uproot
 
 from xec_jax.data import order
 from xec_jax.data.open import open_sources
-from xec_jax.data.packing import photons, times
-from xec_jax.data.root import RootSource
-from xec_jax.data.root_writer import write_tree
+from xec_jax.data.root.source import RootSource
+from xec_jax.data.root.writer import write_tree
+from xec_jax.data.tfds.packing import photons, times
 from xec_jax.data.truth import read_truth
 from xec_jax.defaults import calorimeter
 from xec_jax.errors import ConfigError, DataError, DiskError
@@ -22,10 +22,11 @@ tfds = pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
 
 from xec_jax.data import build as command  # noqa: E402
-from xec_jax.data import caches, tfds_builder  # noqa: E402
 from xec_jax.data.build import build  # noqa: E402
-from xec_jax.data.tfds import TfdsSource  # noqa: E402
-from xec_jax.data.tfds_builder import Recipe, XecEvents  # noqa: E402
+from xec_jax.data.tfds import builder as building  # noqa: E402
+from xec_jax.data.tfds import folder as caches  # noqa: E402
+from xec_jax.data.tfds.builder import Recipe, XecEvents  # noqa: E402
+from xec_jax.data.tfds.source import TfdsSource  # noqa: E402
 
 SENSORS = 80
 TRUTH = ("energyTruth", "event", "run", "uvwTruth")
@@ -312,7 +313,7 @@ def test_a_run_reads_either(files, cache, monkeypatch):
 def test_reading_needs_neither_tensorflow_nor_tfds(cache):
     script = (
         "import sys\n"
-        "from xec_jax.data.tfds import TfdsSource\n"
+        "from xec_jax.data.tfds.source import TfdsSource\n"
         f"source = TfdsSource({str(cache)!r}, n_sensors={SENSORS})\n"
         "source.batch(0, size=64); source.close()\n"
         "print({name.split('.')[0] for name in sys.modules} & "
@@ -343,14 +344,15 @@ def test_a_killed_build_goes_on(files, cache, tmp_path):
     """Killed for real, while it writes the third of five files."""
     script = (
         "import os, signal\n"
-        "from xec_jax.data import build, tfds_builder\n"
-        "join, calls = tfds_builder.Layout.join, []\n"
+        "from xec_jax.data import build\n"
+        "from xec_jax.data.tfds import builder as building\n"
+        "join, calls = building.Layout.join, []\n"
         "def kill(self, values):\n"
         "    calls.append(1)\n"
         "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return join(self, values)\n"
-        "tfds_builder.Layout.join = kill\n"
-        f"recipe = tfds_builder.Recipe({(str(files),)}, n_sensors={SENSORS}, branches={TRUTH})\n"
+        "building.Layout.join = kill\n"
+        f"recipe = building.Recipe({(str(files),)}, n_sensors={SENSORS}, branches={TRUTH})\n"
         f"build.build(recipe, {str(tmp_path / 'c')!r}, shards=5)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
@@ -521,10 +523,8 @@ def test_a_folder_of_root_files_is_no_cache(files, tmp_path):
 
 
 def test_the_command(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tfds_builder.Recipe, "n_sensors", SENSORS)
-    monkeypatch.setattr(
-        tfds_builder, "Recipe", lambda **options: Recipe(n_sensors=SENSORS, **options)
-    )
+    monkeypatch.setattr(building.Recipe, "n_sensors", SENSORS)
+    monkeypatch.setattr(building, "Recipe", lambda **options: Recipe(n_sensors=SENSORS, **options))
     words = ["--input", str(files), "--out", str(tmp_path / "c")]
     assert command.main(words) == 0
     assert "wrote 1131 events" in capsys.readouterr().out

@@ -8,7 +8,7 @@ from xec_jax.data.arrays import ArraySource
 from xec_jax.data.dead import describe, digest, mask, patterns_of, per_face, read_dead, write_dead
 from xec_jax.data.dead_source import DeadSource, find_dead
 from xec_jax.data.open import open_source
-from xec_jax.data.root_writer import write_tree
+from xec_jax.data.root.writer import write_tree
 from xec_jax.errors import ConfigError, DataError, DiskError
 from xec_jax.geometry import INVALID, make_detector
 from xec_jax.nets.augment import Augmentation

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xec_jax.data.packing import CODES, photons, times
+from xec_jax.data.tfds.packing import CODES, photons, times
 from xec_jax.errors import ConfigError
 
 PACKINGS = {

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from xec_jax import kinematics
-from xec_jax.data.plausible import RULES, SPOILS, add, doubts, judge
-from xec_jax.data.questions import gather
+from xec_jax.data.survey.doubts import RULES, SPOILS, add, doubts, judge
+from xec_jax.data.survey.questions import gather
 
 N, SENSORS = 40, 30
 

@@ -93,7 +93,7 @@ def test_rows_are_those_of_the_input(plain, data):
     np.testing.assert_array_equal(arrays["n"], np.arange(EVENTS))
     light = np.where(truth["npho"] < 9e9, truth["npho"], 0).sum(-1)
     np.testing.assert_allclose(arrays["pred_energy"], 1e-7 * light, rtol=1e-5)
-    assert set(arrays) == {"run", "event", "n", "pred_energy", "true_energy"}
+    assert set(arrays) == {"run", "event", "n_valid", "n", "pred_energy", "true_energy"}
     assert notes["config"]["task"] == "mae"
     assert notes["record"]["normalization"]["npho_scale"] == 1000
     assert notes["steps"] == [0]

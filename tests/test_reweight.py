@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from xec_jax.data.arrays import ArraySource
 from xec_jax.data.open import open_sources
 from xec_jax.data.reweight import Histogram, ReweightedSource, Weighting, bins_of
-from xec_jax.data.root_writer import write_tree
+from xec_jax.data.root.writer import write_tree
 from xec_jax.data.truth import read_truth
 from xec_jax.defaults import calorimeter
 from xec_jax.errors import ConfigError, DataError

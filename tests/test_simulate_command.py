@@ -9,7 +9,7 @@ import pytest
 import uproot
 
 from xec_jax import simulate
-from xec_jax.data.root_writer import write_tree
+from xec_jax.data.root.writer import write_tree
 from xec_jax.errors import ConfigError, DataError, DiskError, run_command
 from xec_jax.sim.lxe import simulate_range
 from xec_jax.sim.lxe_parameters import LxeParameters
@@ -110,7 +110,7 @@ def test_disk_full_leaves_nothing(tmp_path):
     # A limit on file sizes fails in the same place as a full disk: in the middle of a write.
     code = (
         "import sys; import numpy as np\n"
-        "from xec_jax.data.root_writer import write_tree\n"
+        "from xec_jax.data.root.writer import write_tree\n"
         "from xec_jax.errors import run_command\n"
         "chunks = ({'a': np.random.default_rng(0).random((9, 4760))} for _ in range(9))\n"
         "run_command(lambda argv: write_tree(argv[0], chunks), sys.argv[1:])\n"
@@ -299,7 +299,7 @@ def test_cache_that_cannot_be_written(tmp_path):
 
 def test_a_sample_made_again_is_the_same_data(tmp_path):
     """A demonstration goes on although its cache was lost or moved."""
-    from xec_jax.data.root import RootSource
+    from xec_jax.data.root.source import RootSource
 
     found = []
     for name in ("a", "b"):

@@ -11,7 +11,7 @@ from test_targets import target
 
 from xec_jax import config as configs
 from xec_jax.data.reweight import zeros_of
-from xec_jax.data.root_writer import write_tree
+from xec_jax.data.root.writer import write_tree
 from xec_jax.errors import ConfigError, DataError
 from xec_jax.losses import ratio
 from xec_jax.sim.lxe import simulate_range

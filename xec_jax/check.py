@@ -19,7 +19,7 @@ from xec_jax.errors import ConfigError, DataError, run_command
 
 if TYPE_CHECKING:
     from xec_jax.data.dead import DeadChannels
-    from xec_jax.data.inspect import FileReport, Problem, Survey
+    from xec_jax.data.survey.files import FileReport, Problem, Survey
 
 EPILOG = """exit codes:
   0  nothing that would stop or spoil a training; there may be warnings and notes
@@ -81,8 +81,8 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--invalid_above {options.invalid_above}", expected="from 0 to below 1")
     if options.figure and options.figure.suffix not in (".png", ".pdf", ".svg"):
         raise ConfigError(f"--figure {options.figure}", expected="a name ending in .png or .pdf")
-    from xec_jax.data.compare import compare
-    from xec_jax.data.inspect import Survey
+    from xec_jax.data.survey.compare import compare
+    from xec_jax.data.survey.files import Survey
 
     paths, missing = _find(options.files)
     time_branch = None if options.time_branch.lower() in ("", "none") else options.time_branch
@@ -117,8 +117,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _find(patterns: Sequence[str]) -> "tuple[list[Path], list[Problem]]":
     """Returns the files, each once, and what was named in vain."""
-    from xec_jax.data.inspect import Problem
-    from xec_jax.data.manifest import resolve_paths
+    from xec_jax.data.root.manifest import resolve_paths
+    from xec_jax.data.survey.files import Problem
 
     found: list[Path] = []
     missing = []
@@ -137,7 +137,7 @@ def _find(patterns: Sequence[str]) -> "tuple[list[Path], list[Problem]]":
 
 
 def _odd_sensors(survey: "Survey") -> "list[Problem]":
-    from xec_jax.data.inspect import EXAMPLES, Problem
+    from xec_jax.data.survey.files import EXAMPLES, Problem
 
     problems = []
     for kind, ids, what in (

@@ -159,7 +159,7 @@ def convert(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     arguments = yaml_configs.arguments(translation.overrides)
     file = options.config or f"configs/{KINDS[program]}.py"
     # Others chose the normalization: data that do not fit it are refused, not warned about.
-    config = configs.load(file, [*arguments, "data.strict_scheme=true", *overrides])
+    config = configs.load(file, [*arguments, "--config.data.strict_scheme=true", *overrides])
     config = without_absolute_times(config) if program == "regressor" else config
     task = make_task(config)
     params = from_torch(kind, tensors, config)

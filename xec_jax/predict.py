@@ -72,9 +72,9 @@ def main(argv: Sequence[str]) -> int:
     _check(options)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains itself at length
-    from xec_jax.data.manifest import resolve_paths
     from xec_jax.data.open import open_source
-    from xec_jax.data.root_writer import write_tree
+    from xec_jax.data.root.manifest import resolve_paths
+    from xec_jax.data.root.writer import write_tree
     from xec_jax.train.saved import load_run
 
     files = resolve_paths(options.input)
@@ -293,7 +293,7 @@ def _leave_out(
 
 def _wanted(task: "Task", tree: str, first: Path) -> list[str]:
     """What to read: the inputs, and of the truth what the first file has."""
-    from xec_jax.data.root_file import RootFile
+    from xec_jax.data.root.file import RootFile
     from xec_jax.nets.faces import CHANNELS
 
     inputs = list(task.spec if task.inputs is None else task.inputs)

@@ -86,7 +86,7 @@ def write_sample(
     generate, settings = _make_generator(kind, seed, energy, dead_channels, parameters or {})
     bounds = [events * number // files for number in range(files + 1)]
     samples = [generate(start, stop) for start, stop in pairwise(bounds)]
-    from xec_jax.data.root_writer import disk_errors, write_tree
+    from xec_jax.data.root.writer import disk_errors, write_tree
 
     folder = Path(out)
     with disk_errors(folder):
@@ -137,7 +137,7 @@ def cached_sample(
     """
     _check(kind, events, files, seed)
     _, settings = _make_generator(kind, seed, energy)
-    from xec_jax.data.root_writer import disk_errors, sync_folder
+    from xec_jax.data.root.writer import disk_errors, sync_folder
 
     default = os.environ.get("XEC_JAX_CACHE") or "~/.cache/xec_jax"
     cache = Path(cache_dir or default).expanduser()

@@ -19,9 +19,9 @@ from commands import ROOT
 from ml_collections import ConfigDict
 
 from xec_jax.data.arrays import ArraySource
-from xec_jax.data.caches import shard_name
 from xec_jax.data.dead_source import DeadSource
 from xec_jax.data.reweight import ReweightedSource, Weighting
+from xec_jax.data.tfds.folder import shard_name
 from xec_jax.errors import run_command
 from xec_jax.train import job
 from xec_jax.train.__main__ import main
@@ -382,7 +382,7 @@ ROWS = {
     ),
     "a list of dead channels with words": dead_list(2, "17\nabc\n", "dead.txt, line 2: 'abc'"),
     "a run that a list of dead channels does not know": dead_list(
-        2, "run 1\n17\n", "list of dead channels", "430000"
+        2, "run 1\n17\n", "dead.txt does not hold run 430000"
     ),
     "a dead channel that is listed twice": dead_list(
         0, "17\n17\n", "dead.txt: 1 ids are repeated, such as 17"

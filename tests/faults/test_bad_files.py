@@ -7,7 +7,7 @@ from test_data_manifest import damage, damaged
 from test_data_root import COMPRESSIONS, SENSORS, assert_same, make, write_five
 from test_data_root import write as write_small
 
-from xec_jax.data.root import RootSource
+from xec_jax.data.root.source import RootSource
 from xec_jax.errors import ConfigError, DataError
 
 

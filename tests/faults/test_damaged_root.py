@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import uproot
 
-from xec_jax.data.root import RootSource
-from xec_jax.data.root_writer import write_tree
+from xec_jax.data.root.source import RootSource
+from xec_jax.data.root.writer import write_tree
 from xec_jax.errors import DataError
 
 CODECS = {

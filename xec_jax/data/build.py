@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from xec_jax.errors import EXIT_CODES, ConfigError, DataError, DiskError, Preempted, run_command
 
 if TYPE_CHECKING:
-    from xec_jax.data.tfds_builder import Recipe, XecEvents
+    from xec_jax.data.tfds.builder import Recipe, XecEvents
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,9 @@ def build(
         DataError: Events that cannot be read or packed, or files that changed meanwhile.
         DiskError: Not enough space, or a folder that cannot be written.
     """
-    from xec_jax.data.caches import Cache
-    from xec_jax.data.root_writer import disk_errors, sync_folder
-    from xec_jax.data.tfds_builder import BATCH, XecEvents, bytes_per_event
+    from xec_jax.data.root.writer import disk_errors, sync_folder
+    from xec_jax.data.tfds.builder import BATCH, XecEvents, bytes_per_event
+    from xec_jax.data.tfds.folder import Cache
 
     out = Path(out).absolute()
     work = out.with_name(f".{out.name}.part")
@@ -160,8 +160,8 @@ def _prepare(work: Path, plan: str, overwrite: bool) -> None:
 
 def _todo(work: Path, total: int) -> list[int]:
     """Returns the numbers of the files of records that are not finished."""
-    from xec_jax.data.caches import shard_name
-    from xec_jax.data.tfds_builder import notes_of
+    from xec_jax.data.tfds.builder import notes_of
+    from xec_jax.data.tfds.folder import shard_name
 
     todo = [n for n in range(total) if not notes_of(work / shard_name(n, total)).exists()]
     if len(todo) < total:
@@ -194,7 +194,7 @@ def _convert(
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from xec_jax.data.caches import shard_name
+    from xec_jax.data.tfds.folder import shard_name
 
     if processes <= 1 or len(jobs) <= 1:
         for number, begin, end in jobs:
@@ -222,8 +222,8 @@ def _work(
     recipe: "Recipe", digest: str, work: str, total: int, jobs: Sequence[Job], parent: int
 ) -> None:
     """Writes some files of records in a process of its own."""
-    from xec_jax.data.caches import shard_name
-    from xec_jax.data.tfds_builder import XecEvents
+    from xec_jax.data.tfds.builder import XecEvents
+    from xec_jax.data.tfds.folder import shard_name
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
@@ -333,7 +333,7 @@ def main(argv: Sequence[str]) -> int:
             raise ConfigError(f"--{name} is {value}", expected="1 or more")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        from xec_jax.data.tfds_builder import Recipe
+        from xec_jax.data.tfds.builder import Recipe
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the package {error.name} is not installed",
@@ -381,8 +381,8 @@ def _branches(options: argparse.Namespace) -> tuple[str, ...]:
     """Returns the further branches: those asked for, or all small ones of the first file."""
     if options.branches is not None:
         return tuple(options.branches)
-    from xec_jax.data.manifest import resolve_paths
-    from xec_jax.data.root_file import RootFile
+    from xec_jax.data.root.file import RootFile
+    from xec_jax.data.root.manifest import resolve_paths
 
     found = []
     others = ("npho", "time", "weight", options.npho_branch, options.time_branch)

@@ -8,9 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xec_jax.data.dead import DeadChannels, describe, digest, mask, read_dead
-from xec_jax.data.manifest import Pattern
-from xec_jax.data.sensor_health import SensorHealth
+from xec_jax.data.root.manifest import Pattern
 from xec_jax.data.source import Source
+from xec_jax.data.survey.sensors import SensorHealth
 from xec_jax.data.truth import read_truth
 from xec_jax.errors import DataError
 from xec_jax.geometry import INVALID

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from xec_jax.data.manifest import Manifest, read_branch
+from xec_jax.data.root.manifest import Manifest, read_branch
 from xec_jax.errors import ConfigError, DataError
 
 BRANCH = "uvwTruth"

@@ -6,11 +6,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xec_jax.data.dead_source import without_dead
-from xec_jax.data.manifest import Pattern
 from xec_jax.data.reweight import bins_of, reweighted, zeros_of
-from xec_jax.data.root import RootSource
+from xec_jax.data.root.manifest import Pattern
+from xec_jax.data.root.source import RootSource
 from xec_jax.data.source import Source
-from xec_jax.data.tfds import TfdsSource
+from xec_jax.data.tfds.source import TfdsSource
 from xec_jax.data.truth import energy_scale
 from xec_jax.errors import ConfigError
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from xec_jax.data.caches import read_columns
 from xec_jax.data.fiducial import BRANCH, cut
 from xec_jax.data.invalid import rescale
-from xec_jax.data.manifest import Pattern, build_manifest, read_branch, resolve_paths
+from xec_jax.data.root.manifest import Pattern, build_manifest, read_branch, resolve_paths
+from xec_jax.data.tfds.folder import read_columns
 from xec_jax.errors import ConfigError
 
 ENERGIES = ("energyTruth", "energyReco")

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from xec_jax.data.caches import open_caches
-from xec_jax.data.manifest import Pattern, resolve_paths
+from xec_jax.data.root.manifest import Pattern, resolve_paths
+from xec_jax.data.tfds.folder import open_caches
 from xec_jax.errors import ConfigError
 from xec_jax.tasks.base import example_batch, make_task
 from xec_jax.train import xla

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xec_jax.data.plausible import doubts
+from xec_jax.data.survey.doubts import doubts
 from xec_jax.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from xec_jax.data.checks import describe, suggest
-from xec_jax.data.manifest import Pattern
-from xec_jax.data.records import Columns
+from xec_jax.data.root.header import describe, suggest
+from xec_jax.data.root.manifest import Pattern
+from xec_jax.data.tfds.records import Columns
 from xec_jax.errors import ConfigError, DataError
 
 FORMAT = 1  # of the metadata

@@ -16,7 +16,7 @@ from uproot.interpretation.jagged import AsJagged
 from uproot.interpretation.numerical import AsDtype, Numerical
 from uproot.models.TBasket import Model_TBasket
 
-from xec_jax.data.checks import COPY_AGAIN, check_header, data_errors, describe, suggest
+from xec_jax.data.root.header import COPY_AGAIN, check_header, data_errors, describe, suggest
 from xec_jax.errors import DataError
 
 TREE_CLASSES = ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple")

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 
 from xec_jax.data.invalid import dead_events, make_finite
-from xec_jax.data.manifest import Manifest
-from xec_jax.data.root_file import RootFile
+from xec_jax.data.root.file import RootFile
+from xec_jax.data.root.manifest import Manifest
+from xec_jax.data.root.windows import Arrays, Ranges
 from xec_jax.data.source import Spec
-from xec_jax.data.windows import Arrays, Ranges
 from xec_jax.errors import DataError
 from xec_jax.geometry import INVALID, INVALID_ABOVE
 

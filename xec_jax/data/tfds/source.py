@@ -20,14 +20,21 @@ from typing import Any
 import numpy as np
 
 from xec_jax.data import order
-from xec_jax.data.caches import BUILD_AGAIN, SENSOR_KEYS, Cache, damaged, open_caches, read_columns
 from xec_jax.data.fiducial import BRANCH, Limits, cut
-from xec_jax.data.first_look import look
 from xec_jax.data.invalid import make_finite, make_relative, rescale
-from xec_jax.data.manifest import Pattern
-from xec_jax.data.packing import Packing
-from xec_jax.data.records import Layout
+from xec_jax.data.root.manifest import Pattern
 from xec_jax.data.source import Spec
+from xec_jax.data.survey.first_look import look
+from xec_jax.data.tfds.folder import (
+    BUILD_AGAIN,
+    SENSOR_KEYS,
+    Cache,
+    damaged,
+    open_caches,
+    read_columns,
+)
+from xec_jax.data.tfds.packing import Packing
+from xec_jax.data.tfds.records import Layout
 from xec_jax.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)

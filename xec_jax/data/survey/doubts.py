@@ -8,7 +8,7 @@ answered by the share of events that look wrong, so that answers about parts of 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from xec_jax.data.questions import (
+from xec_jax.data.survey.questions import (
     BRIGHT_NPHO,
     LARGEST_ENERGY_GEV,
     LARGEST_NPHO,

@@ -17,12 +17,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from xec_jax.data.caches import FORMAT, SENSOR_KEYS, SPLIT, TRUTH, shard_name
-from xec_jax.data.packing import Packing, photons, times
-from xec_jax.data.records import Layout
-from xec_jax.data.root import RootSource
-from xec_jax.data.root_writer import sync_folder
-from xec_jax.data.tfds import open_records
+from xec_jax.data.root.source import RootSource
+from xec_jax.data.root.writer import sync_folder
+from xec_jax.data.tfds.folder import FORMAT, SENSOR_KEYS, SPLIT, TRUTH, shard_name
+from xec_jax.data.tfds.packing import Packing, photons, times
+from xec_jax.data.tfds.records import Layout
+from xec_jax.data.tfds.source import open_records
 from xec_jax.errors import DataError, DiskError
 
 BATCH = 256  # events that are converted at a time

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xec_jax.data.inspect import NUMBERS, FileReport, Problem
-from xec_jax.data.questions import TRUTH
+from xec_jax.data.survey.files import NUMBERS, FileReport, Problem
+from xec_jax.data.survey.questions import TRUTH
 
 
 def compare(reports: Sequence[FileReport], inputs: Sequence[str]) -> list[Problem]:

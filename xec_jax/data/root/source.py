@@ -5,7 +5,7 @@ Shuffling therefore has two levels: the clusters in a new order every epoch, the
 inside windows of many clusters. Every shard (process) walks through the windows of the whole data
 set and copies its own rows out of them: batches are then the same for any number of processes, and
 the price is that each process reads and decompresses what the others do. See `order` for shards and
-epochs, `windows` for memory, `reader` and `root_file` for files.
+epochs, `windows` for memory, `reader` and `file` for files.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ import numpy as np
 
 from xec_jax.data import order
 from xec_jax.data.fiducial import BRANCH, Limits, cut_of
-from xec_jax.data.first_look import look
 from xec_jax.data.invalid import make_relative, rescale
-from xec_jax.data.manifest import Pattern, build_manifest, resolve_paths
-from xec_jax.data.reader import CUT, LOST, SEEN, UNREAD, Reader, Stats
+from xec_jax.data.root.manifest import Pattern, build_manifest, resolve_paths
+from xec_jax.data.root.reader import CUT, LOST, SEEN, UNREAD, Reader, Stats
+from xec_jax.data.root.windows import Arrays, Ranges, Window, WindowCache, plan_windows
 from xec_jax.data.source import Spec
-from xec_jax.data.windows import Arrays, Ranges, Window, WindowCache, plan_windows
+from xec_jax.data.survey.first_look import look
 from xec_jax.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)

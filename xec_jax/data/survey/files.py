@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from xec_jax.data import plausible, questions
-from xec_jax.data.checks import suggest
-from xec_jax.data.counts import Counts
 from xec_jax.data.invalid import dead_events
-from xec_jax.data.root_file import Column, NtupleColumn, RootFile
-from xec_jax.data.sensor_health import SensorHealth
+from xec_jax.data.root.file import Column, NtupleColumn, RootFile
+from xec_jax.data.root.header import suggest
+from xec_jax.data.survey import doubts, questions
+from xec_jax.data.survey.counts import Counts
+from xec_jax.data.survey.sensors import SensorHealth
 from xec_jax.errors import DataError
 from xec_jax.geometry import N_SENSORS
 
@@ -242,7 +242,7 @@ class Survey:
                     time_branch=self._time,
                     energy_unit=self._energy_unit,
                 )
-                plausible.add(findings, found)
+                doubts.add(findings, found)
                 advance(stop / limit)
         if seen:
             report.numbers, report.lit = (
@@ -284,8 +284,8 @@ def _note(report: FileReport, level: Level, kind: str, found: str, remedy: str) 
 
 
 def _note_doubts(report: FileReport, findings: questions.Findings) -> None:
-    for doubt in plausible.judge(findings):
-        level: Level = "error" if doubt.kind in plausible.SPOILS else "warning"
+    for doubt in doubts.judge(findings):
+        level: Level = "error" if doubt.kind in doubts.SPOILS else "warning"
         if doubt.kind == "truth_gaps":
             level = "note"
         found = f"{report.path}: {doubt.found}"

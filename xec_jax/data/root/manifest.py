@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xec_jax.data.root_file import Column, RootFile
+from xec_jax.data.root.file import Column, RootFile
 from xec_jax.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Looking at data: what is wrong with files, and which numbers are hard to believe."""

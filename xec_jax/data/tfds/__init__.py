@@ -1,0 +1,1 @@
+"""A cache of events as a TFDS dataset: packed records that are read in any order."""
