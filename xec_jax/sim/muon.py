@@ -53,7 +53,7 @@ class Primaries:
     depth_km: Array
 
     def columns(self) -> Array:
-        """Returns what files hold: energy in GeV, zenith in rad, mass in GeV, depth in m, (n, 4)."""
+        """Returns what files hold: energy in GeV, zenith in rad, mass in GeV, depth in m (n, 4)."""
         return np.stack(
             [
                 10**self.log_energy,
