@@ -13,9 +13,11 @@ import uproot
 from xec_jax import check
 from xec_jax.data.dead import read_dead
 from xec_jax.data.root.writer import write_tree
+from xec_jax.data.survey import counts as survey_counts
 from xec_jax.data.survey import files as survey_files
+from xec_jax.data.survey import sensors as survey_sensors
 from xec_jax.data.survey.counts import Counts
-from xec_jax.errors import ConfigError, DataError
+from xec_jax.errors import ConfigError, DataError, DiskError
 
 S, N = 4760, 60
 
@@ -97,6 +99,7 @@ def test_keys_of_the_report(clean, run):
         *("events_without_light", "problems"),
     ]
     assert (file["entries"], file["container"], file["compression"]) == (N, "TTree", "none")
+    assert isinstance(file["branches"]["event"]["max"], int)
     assert (file["first"], file["last"]) == ({"run": 7, "event": 0}, {"run": 8, "event": 59})
     assert file["runs"] == [7, 8]
     assert file["scheme"] == {"npho": "photons"}
@@ -163,6 +166,14 @@ FAULTS = {  # change, level, kind, words of its line
         lambda events: events.update(npho=events["npho"][:, :4742]),
         *("error", "branch", "holds 4742 values"),
     ),
+    "a sensor that is always broken": (
+        put("npho", (slice(None), 77), 5e8),
+        *("warning", "npho_outliers", "in single sensors in 60 of 60 events"),
+    ),
+    "some energies in MeV": (
+        lambda events: put("energyTruth", slice(20), 1e3 * events["energyTruth"][:20])(events),
+        *("warning", "energy_range", "in 20 of 60 events"),
+    ),
     "repeated events": (
         lambda events: [values.__setitem__(slice(20), values[20:40]) for values in events.values()],
         *("error", "same_events", "20 events come twice"),
@@ -186,7 +197,7 @@ def test_a_fault_is_named(tmp_path, run, fault):
     assert status == (2 if level == "error" else 0)
     assert set(result["counts"]) == {"errors", "warnings", "notes"}
     # The fault is not mistaken for others, but for what it brings along.
-    others = {"energy_range"} if fault == "NaN truth" else set()
+    others = {"hot_sensors"} if fault == "a sensor that is always broken" else set()
     assert {kind for _, kind in found} <= {kind, *others}, found
 
 
@@ -271,9 +282,55 @@ def test_no_events_at_all(tmp_path, run):
 def test_what_a_command_line_can_get_wrong(clean, tmp_path):
     with pytest.raises(DataError, match="nothing matches"):
         check.main([str(tmp_path / "no*.root")])
+    with pytest.raises(DataError, match=r"(?s)nothing matches.*no1.*nothing matches.*no2"):
+        check.main([str(tmp_path / "no1*.root"), str(tmp_path / "no2*.root")])
     for words in (["--max_events", "0"], ["--invalid_above", "1"], ["--figure", "a.gif"]):
         with pytest.raises(ConfigError, match=words[0]):
             check.main([str(clean), *words])
+
+
+@pytest.mark.parametrize("option", ["--json", "--dead_list", "--figure"])
+def test_outputs_are_tried_before_the_files_are_read(clean, tmp_path, option, monkeypatch):
+    monkeypatch.setattr(survey_files.Survey, "look", None)  # nothing is read
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(DiskError, match=f"{option} .*cannot be written") as error:
+        check.main([str(clean), option, str(tmp_path / "file" / "out.png")])
+    assert "folder" in error.value.remedy
+    with pytest.raises(ConfigError, match=f"{option} .*is a folder"):
+        check.main([str(clean), option, str(tmp_path / "folder.png")])
+
+
+def test_folders_of_outputs_are_made(clean, tmp_path, run):
+    run(clean, "--dead_list", tmp_path / "new" / "dead.txt")
+    assert read_dead(tmp_path / "new" / "dead.txt")
+
+
+def test_all_files_with_an_error_are_named(tmp_path, run):
+    for i in range(6):
+        path = write(tmp_path / f"f{i}.root", make_events(2, seed=i, run=(i,)))
+        if i in (2, 4):
+            path.write_bytes(path.read_bytes()[:9000])
+    _, text, _ = run(tmp_path)
+    (line,) = [line for line in text.splitlines() if line.startswith("error file: ")]
+    assert "f2.root" in line
+    assert "1 more like this: " in line
+    assert line.endswith("f4.root)")
+    rows = [line.split()[0][-7:] for line in text.splitlines()[2:8]]
+    assert rows == [f"f{i}.root" for i in (2, 4, 0, 1, 3, 5)], "bad ones first"
+
+
+def test_energies_are_labelled_as_they_are(tmp_path, run):
+    events = make_events()
+    scale("energyTruth", 1e3)(events)
+    path = write(tmp_path / "file.root", events)
+    status, text, _ = run(path, "--energy_unit", "MeV")
+    assert status == 0
+    assert any(line.split()[-1] == "MeV" for line in text.splitlines() if "energyTruth" in line)
+    status, text, result = run(write(path, make_events()), "--energy_unit", "MeV")
+    assert status == 2
+    assert " MeV" in problems(result)["error", "energy_unit"]
+    assert "data.energy_unit = 'GeV' or 'MeV'" in text
 
 
 def test_a_name_in_vain_and_a_name_twice(clean, tmp_path, run):
@@ -310,9 +367,32 @@ def test_files_that_do_not_go_together(clean, tmp_path, run):
     drop("energyTruth", "xyzVTX")(events)
     write(folder / "b.root", events)
     _, _, result = run(folder)
-    assert "branches energyTruth, xyzVTX" in problems(result)["error", "other_branches"]
+    assert "branches energyTruth, xyzVTX" in problems(result)["warning", "other_branches"]
     with pytest.raises(KeyError):
         problems(result)["warning", "same_numbers"]
+
+
+def test_the_same_events_under_another_number_are_found(tmp_path, run):
+    for number in (1, 2):
+        events = make_events(30, run=(number,))
+        events["npho"][:3] = 1e10  # what has no light looks alike and is not the same
+        write(tmp_path / f"{number}.root", events)
+    _, _, result = run(tmp_path)
+    found = problems(result)["error", "same_events"]
+    assert "27 events come twice" in found
+    assert "run 1, event 3, entry 3 of" in found
+    assert "run 2, event 3, entry 3 of" in found
+
+
+def test_fingerprints_tell_neighboring_values_apart(tmp_path, run):
+    """Photons whose bits add up to the same are not the same."""
+    events = make_events(2)
+    drop("run", "event")(events)
+    events["npho"][:] = 64
+    events["npho"][0, :2] = 65, 66
+    events["npho"][1, :2] = 66, 65
+    _, _, result = run(write(tmp_path / "file.root", events))
+    assert ("error", "same_events") not in problems(result)
 
 
 def test_repetitions_are_found_without_numbers(tmp_path, run):
@@ -345,6 +425,36 @@ def test_dead_sensors_run_by_run(tmp_path, run):
     assert result["dead_sensors"][1]["sensors"] == [5, 4100, 4600]
 
 
+def test_events_without_numbers_say_nothing_about_sensors(tmp_path, run):
+    events = make_events(100)
+    events["npho"][:30] = 1e10  # 60 % of run 7
+    events["npho"][50:] = np.nan  # all of run 8
+    _, _, result = run(write(tmp_path / "file.root", events))
+    (entry,) = result["dead_sensors"]
+    assert (entry["run"], entry["events"], entry["sensors"]) == (7, 20, [5, 4100])
+
+
+def test_runs_with_few_events_are_named(tmp_path, run):
+    events = make_events(41)
+    events["run"] = np.repeat(np.int32([5, 6, 9]), (20, 20, 1))
+    path = write(tmp_path / "file.root", events)
+    _, _, result = run(path, "--dead_list", tmp_path / "dead.txt")
+    assert "run 9 with less than 20 events" in problems(result)["warning", "few_events"]
+    assert "# less than 20 events, may be chance: run 9\n" in (tmp_path / "dead.txt").read_text()
+
+
+def test_no_number_at_all(tmp_path, run):
+    events = make_events(2)
+    events["npho"][:] = 1e10
+    path = write(tmp_path / "file.root", events)
+    _, text, _ = run(path, "--dead_list", tmp_path / "dead.txt")
+    assert "no event with a usable number: neither" in text
+    events["npho"][:] = 0
+    _, text, result = run(write(path, events))
+    assert result["files"][0]["scheme"] == {}
+    assert "fractions" not in text
+
+
 def test_hot_and_blind_sensors(tmp_path, run):
     events = make_events()
     events["npho"][:, 2000] = 5000
@@ -356,10 +466,18 @@ def test_hot_and_blind_sensors(tmp_path, run):
     assert "the neighbors see: 50, 4200" in text
 
 
-def test_small_chunks_change_nothing(clean, run, monkeypatch):
-    _, text, whole = run(clean)
+def test_small_chunks_change_nothing(tmp_path, run, monkeypatch):
+    n = 30  # more than those in which all sensors are compared
+    monkeypatch.setattr(survey_sensors, "ASKED_EVENTS", n // 2)
+    monkeypatch.setattr(survey_sensors, "ASKED_STEP", 2)
+    monkeypatch.setattr(survey_counts, "SAMPLE", 5000)
+    events = make_events(2 * n)
+    events["npho"][: n // 2 + 12, 2000] = 5000  # hot in part of the events
+    path = write(tmp_path / "file.root", events)
+    _, text, whole = run(path)
+    assert whole["hot_sensors"] == [2000]
     monkeypatch.setattr(survey_files, "CHUNK_BYTES", 7 * 39000)
-    _, text_of_parts, parts = run(clean)
+    _, text_of_parts, parts = run(path)
     assert parts == whole
     assert text_of_parts == text
 
@@ -384,7 +502,7 @@ def test_the_figure_shows_the_shares(clean, tmp_path, run, monkeypatch):
 
 
 def test_an_rntuple(tmp_path, run):
-    events = make_events(8)
+    events = make_events(40)
     with uproot.recreate(tmp_path / "file.root") as file:
         file.mkrntuple("tree", events)
     status, _, result = run(tmp_path / "file.root")

@@ -9,6 +9,7 @@ import pytest
 import uproot
 from test_data_root import SENSORS, events, make, write, write_five
 
+from xec_jax.data.root.file import RootFile
 from xec_jax.data.root.manifest import build_manifest, resolve_paths
 from xec_jax.data.root.source import RootSource
 from xec_jax.errors import DataError
@@ -344,3 +345,46 @@ def test_absent_branches_are_mentioned(tmp_path, caplog):
     with make(tmp_path, extra=["event", "uvwReco"]) as source:
         assert "uvwReco" not in source.spec
     assert "uvwReco" in caplog.text
+
+
+@pytest.mark.parametrize("first_has_it", [True, False])
+@pytest.mark.parametrize("kind", ["absent", "other"])
+def test_no_file_is_left_out_for_an_extra_branch(tmp_path, caplog, first_has_it, kind):
+    names = ["a.root", "b.root", "c.root"]
+    without = events(0, 5) | {"uvwTruth": np.ones((5, 2), np.float32)}
+    if kind == "absent":
+        del without["uvwTruth"]
+    for number, name in enumerate(names):
+        tree_of(tmp_path / name, events(0, 5) if (number == 0) == first_has_it else without)
+    extra = {"uvwTruth": (3,), "event": ()}
+    with make(tmp_path, extra=extra, on_bad_file="skip") as source:
+        assert set(source.spec) == {"npho", "time", "event", "weight"}
+        assert len(source) == 15
+        assert source.report()["bad_files"] == {}
+    assert "events come without 'uvwTruth'" in caplog.text
+    caplog.clear()
+    with make(tmp_path, extra=extra, real=["uvwTruth"], on_bad_file="skip") as source:
+        assert "uvwTruth" in source.spec, "files without what a network needs are left out"
+        assert len(source) == (5 if first_has_it else 10)
+
+
+def test_messages_name_some_branches_and_not_thousands(tmp_path):
+    tree_of(tmp_path / "a.root", {f"branch_{i}": np.ones(2) for i in range(30)})
+    with pytest.raises(DataError, match="it has: branch_0, ") as caught:
+        make(tmp_path)
+    assert "branch_19, ...)" in caught.value.found
+    assert "branch_20" not in caught.value.found
+
+
+def test_a_part_of_a_branch_by_its_own_name(tmp_path, monkeypatch):
+    tree_of(tmp_path / "a.root", events(0, 5))
+    with RootFile(tmp_path / "a.root", "tree") as file:
+        whole = file._tree
+        names = {"evt/npho": "npho", "evt/t": "run", "old/t": "event"}
+        monkeypatch.setattr(file, "_names", dict.fromkeys(names))
+        monkeypatch.setattr(file, "_tree", {k: whole[v] for k, v in names.items()})
+        assert file.has("npho")
+        assert file.column("npho").shape == file.column("evt/npho").shape == (SENSORS,)
+        assert not file.has("pho")
+        with pytest.raises(DataError, match=r"2 branches 't'(.|\n)*evt/t, old/t"):
+            file.column("t")

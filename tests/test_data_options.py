@@ -250,3 +250,33 @@ def test_checksums_of_pages_are_compared(tmp_path):
         page.locator.offset = len(content) + size + 8
         with pytest.raises(DataError, match=r"entries 0 to 48 cannot be read .*checksum"):
             file.read_into("npho", out, 0, N)
+
+
+def test_checksums_of_another_representation_are_compared(tmp_path, monkeypatch):
+    """A column that is suppressed in a cluster is stored in another form there."""
+    path = tmp_path / "n.root"
+    with uproot.recreate(path) as file:
+        file["tree"] = chunk()
+    with RootFile(path, "tree") as file:
+        column = file.column("npho")
+        pages = column._ntuple.page_link_list[0]
+        other = file.column("energyTruth")._column
+        column._forms.append(other)
+        pages[column._column].suppressed = True
+        pages[other].pages[0].has_checksum = True  # there is none
+        with pytest.raises(ValueError, match="checksum"):
+            column._verify(0)
+
+
+def test_a_field_that_was_added_later(tmp_path):
+    path = tmp_path / "n.root"
+    with uproot.recreate(path) as file:
+        file["tree"] = {"npho": np.ones((5, SENSORS), np.float32)}
+        file["tree"].extend({"npho": np.ones((4, SENSORS), np.float32)})
+    with uproot.update(path) as file:
+        file["tree"].add_fields({"z": "float32"})
+        light = np.ones((3, SENSORS), np.float32)
+        file["tree"].extend({"npho": light, "z": np.float32([1, 2, 3])})
+    with make(path, time_branch=None, extra=["z"], shuffle_buffer=4) as source:
+        late = source.batch(0, size=12, train=False)["z"]
+    assert late.tolist() == [0] * 9 + [1, 2, 3]

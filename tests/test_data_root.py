@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 import tracemalloc
 
 import numpy as np
@@ -370,3 +371,57 @@ def test_a_file_that_changes_is_noticed(tmp_path):
         write(path, [5])
         with pytest.raises(DataError, match="has changed"):
             source.batch(0, size=2)
+
+
+def test_branches_of_a_file_are_opened_one_at_a_time(tmp_path, monkeypatch):
+    """The library fills lists that it has already shared: threads would see them half full."""
+    path = write(tmp_path / "a.root", [4], kind="ntuple")
+    busy, most = [], []
+    original = file.RootFile._open_column
+
+    def record(self, *args):
+        busy.append(1)
+        most.append(len(busy))
+        time.sleep(0.02)
+        column = original(self, *args)
+        busy.pop()
+        return column
+
+    with make(path, extra=["run", "event", "energyTruth"], threads=4) as source:
+        monkeypatch.setattr(file.RootFile, "_open_column", record)
+        source.batch(0, size=4, train=False)
+    assert most == [1] * 5
+
+
+def write_energies(folder, *energies):
+    folder.mkdir(exist_ok=True)
+    for number, energy in enumerate(energies):
+        chunk = events(4 * number, 4) | {"energyTruth": energy}
+        with uproot.recreate(folder / f"{number}.root") as file:
+            file.mktree("tree", {k: np.dtype((v.dtype, v.shape[1:])) for k, v in chunk.items()})
+            file["tree"].extend(chunk)
+    return folder
+
+
+def test_files_with_other_types_of_a_branch(tmp_path):
+    whole, real = np.full(4, 52, np.int32), np.full(4, 52.75, np.float32)
+    real[3] = np.nan
+    for name, energies in {"a": (whole, real), "b": (real, whole)}.items():
+        with make(write_energies(tmp_path / name, *energies), extra=["energyTruth"]) as source:
+            found = source.batch(0, size=8, train=False)["energyTruth"]
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(
+            found, np.where(np.isnan(np.concatenate(energies)), 1e10, np.concatenate(energies))
+        )
+    large = np.full(4, 2**60 + 1)
+    folder = write_energies(tmp_path / "c", large, large.astype(np.uint64))
+    with make(folder, extra=["energyTruth"]) as source:
+        found = source.batch(0, size=8, train=False)["energyTruth"]
+    assert (found == 2**60 + 1).all()
+
+
+def test_whole_numbers_are_scaled(tmp_path):
+    folder = write_energies(tmp_path / "a", np.full(4, 52, np.int32))
+    with make(folder, extra=["energyTruth"], scale={"energyTruth": 1e-3}) as source:
+        found = source.batch(0, size=4, train=False)["energyTruth"]
+    np.testing.assert_allclose(found, 0.052, rtol=1e-6)

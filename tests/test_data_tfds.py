@@ -1,13 +1,12 @@
-"""The cache: the same events as the ROOT files, complete or absent, and without TensorFlow."""
+"""The cache: the same events as the ROOT files, and without TensorFlow."""
 
 import os
-import signal
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import uproot
 
 from xec_jax.data import order
 from xec_jax.data.open import open_sources
@@ -16,14 +15,12 @@ from xec_jax.data.root.writer import write_tree
 from xec_jax.data.tfds.packing import photons, times
 from xec_jax.data.truth import read_truth
 from xec_jax.defaults import calorimeter
-from xec_jax.errors import ConfigError, DataError, DiskError
+from xec_jax.errors import ConfigError, DataError
 
 tfds = pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("array_record")
 
-from xec_jax.data import build as command  # noqa: E402
 from xec_jax.data.build import build  # noqa: E402
-from xec_jax.data.tfds import builder as building  # noqa: E402
 from xec_jax.data.tfds import folder as caches  # noqa: E402
 from xec_jax.data.tfds.builder import Recipe, XecEvents  # noqa: E402
 from xec_jax.data.tfds.source import TfdsSource  # noqa: E402
@@ -331,128 +328,39 @@ def test_without_the_package(cache, monkeypatch):
         make(cache)
 
 
-# Complete or absent
-
-
-def test_the_same_again_does_nothing(files, cache):
-    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert build(recipe(files), cache, shards=7) == {"events": 1131}
-    assert before == {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-
-
-def test_a_killed_build_goes_on(files, cache, tmp_path):
-    """Killed for real, while it writes the third of five files."""
-    script = (
-        "import os, signal\n"
-        "from xec_jax.data import build\n"
-        "from xec_jax.data.tfds import builder as building\n"
-        "join, calls = building.Layout.join, []\n"
-        "def kill(self, values):\n"
-        "    calls.append(1)\n"
-        "    if len(calls) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return join(self, values)\n"
-        "building.Layout.join = kill\n"
-        f"recipe = building.Recipe({(str(files),)}, n_sensors={SENSORS}, branches={TRUTH})\n"
-        f"build.build(recipe, {str(tmp_path / 'c')!r}, shards=5)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert not (tmp_path / "c").exists()
-    work = tmp_path / ".c.part"
-    finished = {p.name: p.stat().st_mtime_ns for p in work.glob("*-of-00005")}
-    assert len(finished) == 2
-    with pytest.raises(ConfigError, match="unfinished work"):
-        build(recipe(files, encoding="float32"), tmp_path / "c", shards=5)
-    build(recipe(files), tmp_path / "c", shards=5)
-    again = {name: (tmp_path / "c" / name).stat().st_mtime_ns for name in finished}
-    assert again == finished, "finished files are not made again"
-    assert not work.exists()
-    with make(cache) as one, make(tmp_path / "c") as two:
-        assert_same(one.batch(0, size=1131), two.batch(0, size=1131))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["c"]
-    kinds = {p.name.split(".")[0].split("-")[0] for p in (tmp_path / "c").iterdir()}
-    assert kinds == {"dataset_info", "features", "metadata", "truth", "xec_events"}
-
-
-def test_files_that_change_meanwhile(files, tmp_path, monkeypatch):
-    path = tmp_path / "a.root"
-    write(path, 0, 300)
-    finish = command._convert
-
-    def change(*arguments):
-        finish(*arguments)
-        write(path, 0, 300)
-
-    monkeypatch.setattr(command, "_convert", change)
-    with pytest.raises(DataError, match="have changed"):
-        build(recipe(path), tmp_path / "c")
-    assert not (tmp_path / "c").exists()
-
-
-def test_another_folder_is_left_alone(files, cache, tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "text").write_text("all of it")
-    for overwrite in (False, True):
-        with pytest.raises(ConfigError, match="no cache of these files"):
-            build(recipe(files), tmp_path / "thesis", overwrite=overwrite)
-    build(recipe(files / "a_2.root"), tmp_path / "c")
-    with pytest.raises(ConfigError, match="overwrite"):
-        build(recipe(files), tmp_path / "c")
-    assert build(recipe(files), tmp_path / "c", overwrite=True)["events"] == 1131
-
-
-def test_two_builds_at_once(files, tmp_path):
-    (tmp_path / ".c.part").mkdir()
-    with (
-        command._locked(tmp_path / ".c.part"),
-        pytest.raises(ConfigError, match="another command is working"),
-    ):
-        build(recipe(files), tmp_path / "c")
-
-
-@pytest.mark.parametrize("small_disk", ["128k"], indirect=True)
-def test_a_full_disk(files, small_disk, monkeypatch):
-    with pytest.raises(DiskError, match="GB free"):
-        build(recipe(files), small_disk / "c")
-    monkeypatch.setattr(command, "_check_space", lambda *_: None)
-    with pytest.raises(DiskError, match="No space left"):
-        build(recipe(files), small_disk / "c")
-    assert not (small_disk / "c").exists()
-
-
-def test_numbers_out_of_range(tmp_path):
-    chunk = events(0, 50)
-    chunk["relative_time"][3, 4] = 1e-6
-    chunk["npho"][7, 8] = 4e6
+def test_what_the_root_source_refuses(cache, tmp_path):
+    with pytest.raises(ConfigError, match=r"\['time'\] have names of other keys"):
+        make(cache, extra=("time",), time_branch=None)
+    chunk = events(0, 20)
+    chunk["npho"][:5], chunk["uvwTruth"][:5], chunk["uvwTruth"][5:] = 0, 1, 20
     write_tree(tmp_path / "a.root", [chunk])
-    with pytest.raises(DataError, match=r"1 of \d+ values of 'npho' .* 4e\+06 photons"):
-        build(recipe(tmp_path / "a.root"), tmp_path / "c")
-    counts = build(recipe(tmp_path / "a.root", clip=True), tmp_path / "c", overwrite=True)
-    assert counts["outside"] == {"npho": 1, "time": 1}
-    build(recipe(tmp_path / "a.root", encoding="float32"), tmp_path / "d")
-    with make(tmp_path / "d") as source:
-        assert source.batch(0, size=50, train=False)["npho"][7, 8] == 4e6
+    build(recipe(tmp_path / "a.root"), tmp_path / "c")
+    with pytest.raises(DataError, match="no valid sensor in the first 5 events"):
+        make(tmp_path / "c", fiducial={"u": 10.0})
 
 
-def test_events_that_cannot_be_read_are_left_out(files, tmp_path):
-    content = bytearray((files / "a_1.root").read_bytes())
-    with uproot.open(files / "a_1.root") as file:
-        place = file["tree"]["npho"].member("fBasketSeek")[1] + 100
-    content[place : place + 99] = bytes(99)
-    (tmp_path / "a.root").write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read"):
-        build(recipe(tmp_path / "a.root"), tmp_path / "c")
-    options = {"size": 700, "train": False}
-    with open_root(tmp_path / "a.root", on_bad_file="skip") as root:
-        want = root.batch(0, **options)
-    real = want["weight"] > 0
-    assert 0 < real.sum() < 700
-    counts = build(recipe(tmp_path / "a.root", on_bad_file="skip"), tmp_path / "c", overwrite=True)
-    assert counts["events"] == real.sum()
-    with make(tmp_path / "c") as source:
-        found = source.batch(0, size=counts["events"], train=False)
-    assert_close({name: values[real] for name, values in want.items()}, found)
+def test_whole_numbers_are_scaled(tmp_path):
+    chunk = events(0, 20) | {"energyTruth": np.full(20, 52, np.int32)}
+    write_tree(tmp_path / "a.root", [chunk])
+    build(recipe(tmp_path / "a.root"), tmp_path / "c")
+    with make(tmp_path / "c", scale={"energyTruth": 1e-3}) as source:
+        energy = source.batch(0, size=4, train=False)["energyTruth"]
+    np.testing.assert_allclose(energy, 0.052, rtol=1e-6)
+
+
+def test_many_caches_come_in_natural_order(cache, tmp_path):
+    for number in (10, 2):
+        shutil.copytree(cache, tmp_path / f"part{number}")
+    found = [c.path.name for c in caches.open_caches(str(tmp_path / "part*"))]
+    assert found == ["part2", "part10"]
+
+
+def test_a_cut_without_events_leaves_no_file_open(cache, monkeypatch):
+    opened = []
+    monkeypatch.setattr("xec_jax.data.tfds.source._Files", lambda *_: opened.append(1))
+    with pytest.raises(DataError, match="none of 1131 events"):
+        make(cache, fiducial={"w": 1e-6})
+    assert not opened
 
 
 # Damage
@@ -517,19 +425,3 @@ def test_a_folder_of_root_files_is_no_cache(files, tmp_path):
         make(files)
     with pytest.raises(DataError, match="no cache of events at"):
         make(tmp_path / "gone")
-
-
-# The command
-
-
-def test_the_command(files, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(building.Recipe, "n_sensors", SENSORS)
-    monkeypatch.setattr(building, "Recipe", lambda **options: Recipe(n_sensors=SENSORS, **options))
-    words = ["--input", str(files), "--out", str(tmp_path / "c")]
-    assert command.main(words) == 0
-    assert "wrote 1131 events" in capsys.readouterr().out
-    assert command.main(words) == 0
-    assert "is complete: 1131 events" in capsys.readouterr().out
-    assert set(caches.Cache.open(tmp_path / "c").columns) == {"npho", "time", *TRUTH}
-    with pytest.raises(ConfigError, match="--shards is 0"):
-        command.main([*words, "--shards", "0"])

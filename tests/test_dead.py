@@ -6,7 +6,7 @@ import pytest
 from xec_jax import defaults
 from xec_jax.data.arrays import ArraySource
 from xec_jax.data.dead import describe, digest, mask, patterns_of, per_face, read_dead, write_dead
-from xec_jax.data.dead_source import DeadSource, find_dead
+from xec_jax.data.dead_source import DeadSource
 from xec_jax.data.open import open_source
 from xec_jax.data.root.writer import write_tree
 from xec_jax.errors import ConfigError, DataError, DiskError
@@ -172,19 +172,6 @@ def test_events_whose_pattern_nobody_knows(events, patterns):
     source.batch(0, size=49, train=False)
     with pytest.raises(DataError, match="does not hold run 430018"):
         source.batch(1, size=49, train=False)
-
-
-def test_dead_sensors_are_found_again(events, patterns):
-    source = DeadSource(ArraySource(events), patterns)
-    assert equal(find_dead(source, batch_size=7), patterns)
-    share = {run: np.mean(events["run"] == run) for run in RUNS}
-    merged = {k: v for k, v in source.batch(0, size=50, train=False).items() if k != "run"}
-    expected = sum(share[run] * patterns[run] for run in RUNS) > 0.3
-    assert equal(find_dead(ArraySource(merged), above=0.3), {None: expected})
-    events["npho"][:, 9], events["npho"][:, 10] = np.nan, -1.0
-    events["dead"] = np.stack([patterns[int(run)] for run in events["run"]])
-    expected = {run: pattern | dead(9) for run, pattern in patterns.items()}
-    assert equal(find_dead(ArraySource(events)), expected), "the branch `dead` counts, too"
 
 
 def test_a_config_names_the_list(tmp_path, events, patterns, caplog):

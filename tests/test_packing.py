@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xec_jax.data.tfds.packing import CODES, photons, times
@@ -34,6 +34,13 @@ def test_the_error_is_within_its_bound(packing):
     assert back.dtype == np.float32
     assert (np.abs(back - x.astype(np.float64)) <= packing.error(x)).all()
     assert (np.sign(back) == np.sign(x)).all(), "0 comes back as 0, and nothing else does"
+
+
+@pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS)
+def test_the_tiniest_numbers_keep_their_sign(packing):
+    x = np.array([1e-17, -1e-17, 1e-30, -1e-45, 0.0, -0.0]) * packing.unit
+    back = packing.table[packing.encode(x)[0]]
+    np.testing.assert_array_equal(np.sign(back), [1, -1, 1, -1, 0, 0])
 
 
 @pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS)
@@ -79,6 +86,7 @@ def test_the_documented_numbers():
     assert high > 1.6
 
 
+@example(-195.0, 89125.0)
 @given(st.floats(-1e5, -1e-3), st.floats(1e-3, 1e5))
 def test_any_range_of_times_fits(low, high):
     packing = times(low, high)

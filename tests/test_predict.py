@@ -13,6 +13,7 @@ from commands import run
 
 from xec_jax import config as configs
 from xec_jax.data.dead import write_dead
+from xec_jax.data.root.writer import write_tree
 from xec_jax.errors import CheckpointError, ConfigError, DataError
 from xec_jax.nets.faces import CHANNELS
 from xec_jax.plots.calibration import calibration, calibration_figure
@@ -94,6 +95,8 @@ def test_rows_are_those_of_the_input(plain, data):
     light = np.where(truth["npho"] < 9e9, truth["npho"], 0).sum(-1)
     np.testing.assert_allclose(arrays["pred_energy"], 1e-7 * light, rtol=1e-5)
     assert set(arrays) == {"run", "event", "n_valid", "n", "pred_energy", "true_energy"}
+    live = (truth["npho"] > 0) & (truth["npho"] < 9e9)
+    np.testing.assert_array_equal(arrays["n_valid"], live.sum(-1))
     assert notes["config"]["task"] == "mae"
     assert notes["record"]["normalization"]["npho_scale"] == 1000
     assert notes["steps"] == [0]
@@ -147,6 +150,9 @@ def test_dead_channels_are_left_out(runs, data, dead, plain, tmp_path, capsys):
         "run_number": None,
         "per_face": {f"run {here}": counts | {"inner": 890}},
     }
+    npho = uproot.concatenate(f"{data}/*.root:tree", ["npho"], library="np")["npho"]
+    live = np.delete((npho > 0) & (npho < 9e9), lacks[here], axis=1)
+    np.testing.assert_array_equal(arrays["n_valid"], live.sum(-1))
     assert f"run {here}: 890 of 4760 sensors dead: inner 890" in capsys.readouterr().out
     arrays, notes = predict(tmp_path / "b.root", *words, "--run_number", later)
     np.testing.assert_allclose(
@@ -156,15 +162,43 @@ def test_dead_channels_are_left_out(runs, data, dead, plain, tmp_path, capsys):
     assert sum(notes["dead_channels"]["per_face"]["all events"].values()) == 2380
     arrays, notes = predict(tmp_path / "c.root", *words[:-1], "/dev/null")
     np.testing.assert_array_equal(arrays["pred_energy"], plain[0]["pred_energy"])
-    with pytest.raises(DataError, match="does not hold run 5") as error:
+    with pytest.raises(DataError, match=r"dead\.txt does not hold run 5") as error:
         predict(tmp_path / "d.root", *words, "--run_number", 5)
     assert str(here) in error.value.expected
     with pytest.raises(ConfigError, match="no list of dead channels"):
         predict(tmp_path / "d.root", *words[:-2], "--run_number", here)
     write_dead(path, {later: np.zeros(4760, bool)})
-    with pytest.raises(DataError, match=f"does not hold run {here}"):
+    with pytest.raises(DataError, match=rf"dead\.txt does not hold run {here}"):
         predict(tmp_path / "d.root", *words)
     assert not (tmp_path / "d.root").exists()
+
+
+def test_each_run_has_its_own_dead_channels(runs, tmp_path):
+    """Two runs in one file, mixed within a batch, and an event without light."""
+    rng = np.random.default_rng(4)
+    events = {
+        "npho": rng.exponential(100, (9, 4760)).astype(np.float32) + 1,
+        "relative_time": np.zeros((9, 4760), np.float32),
+        "energyTruth": np.full(9, 0.05, np.float32),
+        "run": np.array([7, 8, 7, 8, 8, 7, 7, 7, 8], np.int32),
+    }
+    events["npho"][4] = 1e10
+    write_tree(tmp_path / "in.root", [events])
+    lacks = {7: np.arange(4760) < 4000, 8: np.arange(4760) >= 4700}
+    write_dead(tmp_path / "dead.txt", lacks)
+    words = ["--run", runs[0], "--input", tmp_path / "in.root"]
+    words += ["--dead_channels", tmp_path / "dead.txt"]
+    arrays, notes = predict(tmp_path / "out.root", *words)
+    sees = np.stack([~lacks[run] for run in events["run"]]) & (events["npho"] < 9e9)
+    np.testing.assert_array_equal(arrays["n_valid"], sees.sum(-1))
+    assert arrays["n_valid"][4] == 0
+    light = np.where(sees, events["npho"], 0).sum(-1)
+    np.testing.assert_allclose(arrays["pred_energy"], 1e-7 * light, rtol=1e-5)
+    counts = notes["dead_channels"]["per_face"]
+    assert {run: sum(faces.values()) for run, faces in counts.items()} == {
+        "run 7": 4000,
+        "run 8": 60,
+    }
 
 
 def test_what_the_training_read_is_no_matter(runs, data, dead, tmp_path, monkeypatch):

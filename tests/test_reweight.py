@@ -10,7 +10,7 @@ from xec_jax.data.arrays import ArraySource
 from xec_jax.data.open import open_sources
 from xec_jax.data.reweight import Histogram, ReweightedSource, Weighting, bins_of
 from xec_jax.data.root.writer import write_tree
-from xec_jax.data.truth import read_truth
+from xec_jax.data.truth import energy_scale, read_truth
 from xec_jax.defaults import calorimeter
 from xec_jax.errors import ConfigError, DataError
 
@@ -176,3 +176,13 @@ def test_times_are_taken_less_their_zero():
     known = np.where(np.arange(4000) > 0, since, np.nan)
     direct = Weighting.of({"t": known}, {"t": (10,)}, 10.0)
     np.testing.assert_allclose(relative(truth), direct({"t": known}), rtol=1e-3)
+
+
+def test_the_unit_of_all_energies(files):
+    config = data_config(files)
+    config.energy_unit = "MeV"
+    names = ("energyTruth", "energyReco", "energyGen", "uvwTruth")
+    assert energy_scale(config, names) == dict.fromkeys(names[:3], 1e-3)
+    config.energy_unit = "keV"
+    with pytest.raises(ConfigError, match="GeV or MeV"):
+        energy_scale(config, ())

@@ -13,6 +13,7 @@ from xec_jax import config as configs
 from xec_jax.data.reweight import zeros_of
 from xec_jax.data.root.writer import write_tree
 from xec_jax.errors import ConfigError, DataError
+from xec_jax.geometry import FACES, design_positions
 from xec_jax.losses import ratio
 from xec_jax.sim.lxe import simulate_range
 from xec_jax.targets import QUANTITIES
@@ -118,6 +119,7 @@ def test_reference(branch, chosen, expected):
             ["data.augment.energy_scale=0.1", "train.tasks.energy.branch=energyReco"],
             "scaled with the photons",
         ),
+        (["data.energy_unit=MeV", "train.tasks.energy.branch=eGamma"], "begins with energy"),
     ],
 )
 def test_what_cannot_work_is_refused(overrides, message):
@@ -434,9 +436,12 @@ def test_predictions_are_physical(small):
 
 
 def test_events_without_any_valid_sensor_get_numbers(small):
+    """Nor do whole dead faces harm: first one of those that the network sees, then the other."""
     task, batch, params = small
     inputs = {k: v.copy() for k, v in batch.items() if k in task.inputs or k == "_position"}
     inputs["npho"][:3], inputs["time"][:2] = [[1e10], [0], [-1]], 1e10
+    for row, name in ((3, "top"), (4, "bot")):
+        inputs["npho"][row, design_positions().face == FACES.index(name)] = 1e10
     found = jax.device_get(task.predict(params, inputs))
     assert all(np.isfinite(values).all() for values in found.values())
     np.testing.assert_array_equal(found["pred_energy"][0], found["pred_energy"][1:3])

@@ -7,19 +7,20 @@ Heavy packages are imported inside functions, so that `--help` answers at once.
 
 import argparse
 import contextlib
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from xec_jax.check_text import LEVELS, plural, to_text
-from xec_jax.errors import ConfigError, DataError, run_command
+from xec_jax.check_report import plural, to_dict, to_text
+from xec_jax.errors import ConfigError, DataError, DiskError, run_command
 
 if TYPE_CHECKING:
     from xec_jax.data.dead import DeadChannels
-    from xec_jax.data.survey.files import FileReport, Problem, Survey
+    from xec_jax.data.survey.files import Problem, Survey
 
 EPILOG = """exit codes:
   0  nothing that would stop or spoil a training; there may be warnings and notes
@@ -27,7 +28,7 @@ EPILOG = """exit codes:
   4  the disk: a report that cannot be written
   130 interrupted from the keyboard"""
 
-FORMAT = 1  # of the JSON report; keys are only ever added
+SETTINGS = ("tree", "npho_branch", "time_branch", "energy_unit", "max_events", "invalid_above")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,11 +81,15 @@ def main(argv: Sequence[str]) -> int:
     if not 0 <= options.invalid_above < 1:
         raise ConfigError(f"--invalid_above {options.invalid_above}", expected="from 0 to below 1")
     if options.figure and options.figure.suffix not in (".png", ".pdf", ".svg"):
-        raise ConfigError(f"--figure {options.figure}", expected="a name ending in .png or .pdf")
+        found = f"--figure {options.figure}"
+        raise ConfigError(found, expected="a name ending in .png, .pdf or .svg")
     from xec_jax.data.survey.compare import compare
     from xec_jax.data.survey.files import Survey
 
     paths, missing = _find(options.files)
+    for option in ("json", "dead_list", "figure"):
+        if getattr(options, option):
+            _prepare(f"--{option}", getattr(options, option))
     time_branch = None if options.time_branch.lower() in ("", "none") else options.time_branch
     survey = Survey(
         tree=options.tree,
@@ -98,9 +103,10 @@ def main(argv: Sequence[str]) -> int:
             survey.look(path, lambda share, number=number: show(number + share))  # type: ignore
             show(number + 1)
     common = [*missing, *compare(survey.reports, [options.npho_branch, time_branch or ""])]
-    common += _odd_sensors(survey)
     dead = survey.health.candidates(options.invalid_above)
-    result = _result(survey, common, dead, options)
+    common += _odd_sensors(survey, dead)
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    result = to_dict(survey, common, dead, settings)
     sys.stdout.write(to_text(result, color=sys.stdout.isatty()))
     if options.json:
         from xec_jax.config import write_text
@@ -108,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
         write_text(options.json, json.dumps(result, indent=1) + "\n")
         print(f"report: {options.json}")
     if (options.dead_list or options.figure) and not dead:
-        print("no events with light: neither a figure nor a list of dead sensors")
+        print("no event with a usable number: neither a figure nor a list of dead sensors")
     elif options.dead_list or options.figure:
         _write_sensors(survey, dead, options)
     print(result["verdict"])
@@ -121,25 +127,53 @@ def _find(patterns: Sequence[str]) -> "tuple[list[Path], list[Problem]]":
     from xec_jax.data.survey.files import Problem
 
     found: list[Path] = []
-    missing = []
+    missing: list[DataError] = []
     for pattern in patterns:
         try:
             found += resolve_paths(pattern)
         except DataError as error:
-            missing.append(Problem("error", "file", error.found, error.remedy))
-            if len(missing) == len(patterns):
-                raise
+            missing.append(error)
+    if not found:
+        names = "\n".join(error.found for error in missing)
+        raise DataError(names, expected=missing[0].expected, remedy=missing[0].remedy)
+    problems = [Problem("error", "file", error.found, error.remedy) for error in missing]
     paths = resolve_paths(found)
     if len(paths) < len(found):
         what = f"{plural(len(found) - len(paths), 'file')} named more than once, but read once"
-        missing.append(Problem("note", "named_twice", what))
-    return paths, missing
+        problems.append(Problem("note", "named_twice", what))
+    return paths, problems
 
 
-def _odd_sensors(survey: "Survey") -> "list[Problem]":
+def _prepare(option: str, path: Path) -> None:
+    """Makes the folder of an output, so that nothing is found to be missing after an hour.
+
+    Raises:
+        ConfigError: The output is a folder.
+        DiskError: Its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder", expected="the name of a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise DiskError(
+            f"{option} {path}: its folder cannot be written ({error.strerror})",
+            remedy="name a file in a folder of your own",
+        ) from error
+
+
+def _odd_sensors(survey: "Survey", dead: "DeadChannels") -> "list[Problem]":
+    """Looks for sensors that are not dead but strange, and for runs too short to tell."""
     from xec_jax.data.survey.files import EXAMPLES, Problem
+    from xec_jax.data.survey.sensors import ENOUGH_EVENTS
 
     problems = []
+    if few := [run for run in survey.health.few() if dead[run].any()]:
+        found = f"{_runs(few)} with less than {ENOUGH_EVENTS} events: dead sensors may be chance"
+        remedy = "read more events of them, or take them out of the list of dead sensors"
+        problems.append(Problem("warning", "few_events", found, remedy))
     for kind, ids, what in (
         (
             "hot_sensors",
@@ -160,71 +194,24 @@ def _odd_sensors(survey: "Survey") -> "list[Problem]":
     return problems
 
 
-def _result(
-    survey: "Survey",
-    common: "Sequence[Problem]",
-    dead: "DeadChannels",
-    options: argparse.Namespace,
-) -> dict[str, Any]:
-    """Collects everything that the report says, as plain values."""
-    import numpy as np
-
-    from xec_jax.data.dead import per_face
-
-    reports, health = survey.reports, survey.health
-    problems = [problem for report in reports for problem in report.problems] + [*common]
-    count = {level: sum(p.level == level for p in problems) for level in LEVELS}
-    settings = ("tree", "npho_branch", "time_branch", "energy_unit", "max_events", "invalid_above")
-    return {
-        "format": FORMAT,
-        "verdict": _verdict(reports, count, common),
-        "exit_status": 2 if count["error"] else 0,
-        "counts": {f"{level}s": n for level, n in count.items()},
-        "settings": {name: getattr(options, name) for name in settings},
-        "entries": sum(report.entries for report in reports),
-        "events_read": sum(len(report.numbers) for report in reports),
-        "branches": {name: counts.as_dict() for name, counts in survey.branches.items()},
-        "dead_sensors": [
-            {
-                "run": run,
-                "events": health.events[run],
-                "sensors": np.flatnonzero(pattern).tolist(),
-                "per_face": per_face(pattern),
-            }
-            for run, pattern in dead.items()
-        ],
-        "hot_sensors": health.hot().tolist(),
-        "blind_sensors": health.blind().tolist(),
-        "problems": [asdict(problem) for problem in common],
-        "files": [report.as_dict() for report in reports],
-    }
-
-
-def _verdict(
-    reports: "Sequence[FileReport]", count: dict[str, int], common: "Sequence[Problem]"
-) -> str:
-    """Returns one line: whether a training can start, and what to do otherwise."""
-    events = sum(len(report.numbers) for report in reports)
-    n = {level: plural(number, level) for level, number in count.items()}
-    if not count["error"]:
-        state = f"OK, with {n['warning']}" if count["warning"] else "OK"
-        return f"{state}: {plural(events, 'event')} in {plural(len(reports), 'file')}"
-    bad = [str(report.path) for report in reports if not report.is_usable]
-    what = f"repair or leave out {', '.join(bad[:4])}"
-    what += f" and {len(bad) - 4} more" if len(bad) > 4 else ""
-    if not bad:
-        what = f"see {', '.join(sorted({p.kind for p in common if p.level == 'error'}))} above"
-    return f"NOT READY: {n['error']}, {n['warning']} in {plural(len(reports), 'file')}; {what}"
+def _runs(runs: Sequence[int | None]) -> str:
+    """Returns a title for some runs; None is a file that does not say its runs."""
+    shown = ", ".join("all" if run is None else str(run) for run in runs[:10])
+    return ("run " if len(runs) == 1 else "runs ") + shown + (", ..." if len(runs) > 10 else "")
 
 
 def _write_sensors(survey: "Survey", dead: "DeadChannels", options: argparse.Namespace) -> None:
     """Writes the list of dead sensors and the figure."""
     from xec_jax.data.dead import per_face, write_dead
+    from xec_jax.data.survey.sensors import ENOUGH_EVENTS
 
     if options.dead_list:
         where = ", ".join(options.files)
         note = f"invalid in more than {options.invalid_above:g} of the events of a run: {where}"
-        write_dead(options.dead_list, dead, [note])
+        notes = [note]
+        if few := survey.health.few():
+            notes.append(f"less than {ENOUGH_EVENTS} events, may be chance: {_runs(few)}")
+        write_dead(options.dead_list, dead, notes)
         print(f"dead sensors of {plural(len(dead), 'run')}: {options.dead_list}")
     if options.figure:
         import numpy as np

@@ -280,10 +280,10 @@ def _leave_out(
 
     patterns = read_dead(path)
     if number is not None:
-        patterns = {None: mask(patterns, number)}
+        patterns = {None: mask(patterns, number, path)}
     source = DeadSource(source, patterns)
     counts = {}
-    for run, dead in used_of(patterns, data, files).items():
+    for run, dead in used_of(patterns, data, files, path).items():
         name = "all events" if run is None else f"run {run}"
         counts[name] = per_face(dead)
         if len(counts) <= 10:

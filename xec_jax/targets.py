@@ -9,7 +9,7 @@ Source: heads, truth branches and units of the PyTorch predecessor.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -167,13 +167,20 @@ class Target:
         return jnp.where(is_timed, 1e9 * zero, 0.0)[:, None], is_timed
 
     def known(
-        self, arrays: Mapping[str, np.ndarray], *, where: str, energy_unit: str, allow_bad: bool
+        self,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        where: str,
+        place: Callable[[int], str],
+        energy_unit: str,
+        allow_bad: bool,
     ) -> np.ndarray:
         """Returns the known truth (n, k) float64, after a look at its numbers and units.
 
         Args:
             arrays: All events of the `branches`, energies in GeV if `energy_unit` is right.
             where: The files, for messages.
+            place: Says in which file a row of the arrays is from, asked when something is wrong.
             energy_unit: What the files are said to hold, GeV or MeV.
             allow_bad: Accept that more than 1 % of the events have no truth.
 
@@ -186,7 +193,7 @@ class Target:
         if n_bad := n - len(truth):
             bad = (
                 f"{where}: {n_bad / n:.1%} of {n} events have no usable {names}, "
-                f"the first in entry {int(np.argmin(is_known))}"
+                f"the first is {place(int(np.argmin(is_known)))}"
             )
             if n_bad == n or (n_bad > MAX_UNKNOWN * n and not allow_bad):
                 raise DataError(
@@ -196,10 +203,12 @@ class Target:
                 )
             log.warning("%s; %d do not count for %s", bad, n_bad, task)
         stored = np.abs(arrays[self.branch].reshape(n, -1)[:, 0])
-        self._check_unit(np.where(is_known, stored, np.nan), where, energy_unit)
+        self._check_unit(np.where(is_known, stored, np.nan), where, place, energy_unit)
         return truth
 
-    def _check_unit(self, values: np.ndarray, where: str, energy_unit: str) -> None:
+    def _check_unit(
+        self, values: np.ndarray, where: str, place: Callable[[int], str], energy_unit: str
+    ) -> None:
         """Looks for other units in the first number of all events (n,), which may be NaN.
 
         Raises:
@@ -221,7 +230,7 @@ class Target:
             return
         n_wrong, n, first = wrong.sum(), np.isfinite(values).sum(), int(np.argmax(wrong))
         found = (
-            f"{where}: {self.branch} is {factor * values[first]:.4g} in entry {first}, and like "
+            f"{where}: {self.branch} is {factor * values[first]:.4g} in {place(first)}, and like "
             f"this in {n_wrong} of {n} events"
         )
         if 2 * n_wrong > n:

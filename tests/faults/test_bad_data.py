@@ -5,6 +5,7 @@ sources and every batch of an epoch are real, and only the steps on the devices 
 says which file, tree, branch or line is to blame, what to do, and with which code the command ends.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,10 @@ import uproot
 from commands import ROOT
 from ml_collections import ConfigDict
 
+from xec_jax import defaults
 from xec_jax.data.arrays import ArraySource
 from xec_jax.data.dead_source import DeadSource
+from xec_jax.data.open import open_source
 from xec_jax.data.reweight import ReweightedSource, Weighting
 from xec_jax.data.tfds.folder import shard_name
 from xec_jax.errors import run_command
@@ -300,17 +303,28 @@ ROWS = {
     ),
     # truth
     "NaN or 1e10 in the truth of up to 1 % of the events": row(
-        *(0, "/data: 1.0% of 200 events have no usable energyTruth, the first in entry 7"),
+        *(0, "/data: 1.0% of 200 events have no usable energyTruth, the first is entry 7 of"),
         "2 do not count for train.tasks.energy",
         energyTruth=put([7, 9], (np.nan, 1e10)),
         n=MANY,
         seen=MANY,
     ),
     "NaN or 1e10 in the truth of more events": row(
-        *(2, "/data: 1.5% of 200 events have no usable uvwTruth, the first in entry 5"),
+        *(2, "/data: 1.5% of 200 events have no usable uvwTruth, the first is entry 5 of"),
         NOT_LEARNED.format("uvwFI") + ", or data.allow_bad_truth=true",
         uvwTruth=put((slice(5, 8), 2), np.nan),
         n=MANY,
+    ),
+    "the same in the second of two files, behind a fiducial cut": row(
+        *(2, "/data: 38.5% of 13 events have no usable energyTruth", "the first is entry 3 of"),
+        "data/good.root",
+        uvwTruth=put((slice(None), 0), 1.0),
+        options="data.fiducial.u=15.0",
+        then=lambda path: write(
+            path.with_name("good.root"),
+            uvwTruth=lambda old: np.repeat(np.float32([[16, 0, 1], [1, 0, 1]]), (3, 5), axis=0),
+            energyTruth=put(slice(3, None), np.nan),
+        ),
     ),
     "NaN or 1e10 in the truth of more events with `data.allow_bad_truth`": row(
         *(0, "/data: 1.5% of 200 events", "3 do not count for train.tasks.uvwFI"),
@@ -335,7 +349,7 @@ ROWS = {
         energyTruth=lambda old: np.float32(1e3) * old,
     ),
     "energies in MeV in one of several files": row(
-        *(0, "/data: energyTruth is", "in entry 0, and like this in 4 of 12 events", "in GeV, not"),
+        *(0, "/data: energyTruth is", "in entry 0 of", "bad.root, and like this in 4 of 12 events"),
         n=4,
         beside=True,
         energyTruth=lambda old: np.float32(1e3) * old,
@@ -408,8 +422,9 @@ def test_the_page_says_what_happens():
     own = {what: code for what, code, test in rows if not test}
     assert own == {what: row.code for what, row in ROWS.items()}
     for test in {test for _, _, test in rows if test}:
-        file, _, name = test.partition("::")
-        assert f"def {name}" in (ROOT / "tests" / file).read_text(), test
+        file, mark, name = test.partition("::")
+        assert mark, f"{test} names no test"
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), test
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -456,6 +471,22 @@ def test_row(row, valid, tmp_path, monkeypatch, capsys, caplog):
     else:
         assert f"train: {row.seen} events seen" in out
     assert set(tmp_path.iterdir()) == before, "nothing half-written"
+
+
+def test_doubles_and_whole_numbers_keep_their_values(tmp_path):
+    old = events(3)
+    changed = {
+        "npho": old["npho"].astype(np.int32),
+        "relative_time": old["relative_time"].astype(np.float64),
+        "energyTruth": old["energyTruth"][:, None].astype(np.float64),
+    }
+    path = write(tmp_path / "bad.root", 3, **changed)
+    keys = ("npho", "time", "energyTruth")
+    with contextlib.closing(open_source(defaults.data(), path, wanted=keys)) as source:
+        batch = source.batch(0, size=3, train=False)
+    for key, expected in zip(keys, changed.values(), strict=True):
+        assert batch[key].dtype == np.float32
+        np.testing.assert_array_equal(batch[key], expected.reshape(batch[key].shape).astype("f4"))
 
 
 # --- the job ------------------------------------------------------------------------------------

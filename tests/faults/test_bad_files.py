@@ -7,8 +7,13 @@ from test_data_manifest import damage, damaged
 from test_data_root import COMPRESSIONS, SENSORS, assert_same, make, write_five
 from test_data_root import write as write_small
 
+from xec_jax.data.open import open_source, open_sources
+from xec_jax.data.places import place_of
+from xec_jax.data.root.file import RootFile
 from xec_jax.data.root.source import RootSource
-from xec_jax.errors import ConfigError, DataError
+from xec_jax.data.truth import read_truth
+from xec_jax.defaults import calorimeter
+from xec_jax.errors import ConfigError, DataError, XecError
 
 
 def write(path, seed, tree="tree", branches=("npho", "relative_time")):
@@ -199,3 +204,118 @@ def test_files_of_all_kinds_together(tmp_path):
 def test_an_unknown_policy():
     with pytest.raises(ConfigError, match="ignore"):
         RootSource("x.root", on_bad_file="ignore")
+
+
+@pytest.mark.parametrize("buffer", [7, 16, 1000])
+def test_what_is_lost_does_not_depend_on_the_windows(tmp_path, monkeypatch, buffer):
+    """As if another branch had one basket for the whole file."""
+    path = damaged(tmp_path / "a.root", "tree")
+    monkeypatch.setattr("xec_jax.data.root.manifest._clusters", lambda columns, entries: (0, 40))
+    with make(path, n_sensors=200, shuffle_buffer=buffer, on_bad_file="skip") as source:
+        weight = source.batch(0, size=40, train=False)["weight"]
+    assert weight.tolist() == [1] * 20 + [0] * 10 + [1] * 10
+
+
+def test_a_branch_that_can_no_longer_be_opened(tmp_path, monkeypatch):
+    path = write_small(tmp_path / "a.root", [10])
+    write_small(tmp_path / "b.root", [10], first=10)
+    with make(tmp_path, on_bad_file="skip") as source:
+        original = RootFile._open_column
+
+        def refuse(self, name, shape):
+            if (self.path, name) == (path, "event"):
+                raise DataError("no more")
+            return original(self, name, shape)
+
+        monkeypatch.setattr(RootFile, "_open_column", refuse)
+        weight = source.batch(0, size=20, train=False)["weight"]
+    assert weight.tolist() == [0] * 10 + [1] * 10
+
+
+def break_basket(path, branch, number):
+    """Makes one basket unreadable."""
+    with uproot.open({str(path): None}) as file:
+        damage(path, int(file["tree"][branch].member("fBasketSeek")[number]), b"\xff" * 8)
+
+
+def test_places_that_cannot_be_read_are_not_cut_away(tmp_path):
+    """The cut has nothing to go by: these events count as lost, not as outside."""
+    path = write_small(tmp_path / "a.root", [10] * 4)
+    options = {"fiducial": {"u": 35.5}, "on_bad_file": "skip"}
+    with make(path, **options) as source:
+        assert len(source) == 36
+        whole = source.fingerprint
+    break_basket(path, "uvwTruth", 3)
+    with make(path, **options) as source:
+        assert len(source) == 40
+        assert source.fingerprint != whole
+        batch = source.batch(0, size=40, train=False)
+        assert batch["weight"].tolist() == [1] * 30 + [0] * 10
+        report = source.report()
+    assert (report["seen"], report["skipped"], report["cut"]) == (30, 10, 0)
+    assert list(report["quarantine"]) == [f"{path}: entries 30 to 40"]
+    with pytest.raises(DataError, match="cannot be read"):
+        make(path, fiducial={"u": 35.5})
+
+
+def test_the_first_good_events_are_judged(tmp_path):
+    """Also where the first range of all cannot be read."""
+    path = write_small(tmp_path / "a.root", [10] * 2, first=5000)
+    break_basket(path, "npho", 0)
+    legacy = {"npho_scheme": "log1p", "npho_scale": 0.58, "npho_scale2": 1.0}
+    options = {"on_bad_file": "skip", "normalization": legacy, "strict_scheme": True}
+    for buffer in (10, 1000):
+        with (
+            make(path, shuffle_buffer=buffer, **options) as source,
+            pytest.raises(DataError, match="npho_scale"),
+        ):
+            source.batch(0, size=20, train=False)
+
+
+def truth_config(path):
+    config = calorimeter().data
+    config.update({"train": str(path), "on_bad_file": "skip", "extra_branches": ()})
+    return config
+
+
+def test_truth_that_cannot_be_read_is_skipped(tmp_path, caplog):
+    path = write_small(tmp_path / "a.root", [10] * 4, sensors=4760)
+    break_basket(path, "energyTruth", 1)
+    config = truth_config(path)
+    energy = read_truth(config, {"energyTruth": ()})["energyTruth"]
+    np.testing.assert_allclose(1000 * energy, [*range(10), *range(20, 40)], rtol=1e-6)
+    assert "10 of 40 events have no readable energyTruth" in caplog.text
+    assert place_of(config, {"energyTruth": ()}, path, 10) == f"entry 20 of {path}"
+    config.fiducial.u = 25.1
+    energy = read_truth(config, {"energyTruth": ()})["energyTruth"]
+    np.testing.assert_allclose(1000 * energy, [*range(10), *range(20, 26)], rtol=1e-6)
+    for number in (0, 2, 3):
+        break_basket(path, "energyTruth", number)
+    with pytest.raises(DataError, match="40 of 40 events have no readable"):
+        read_truth(config, {"energyTruth": ()})
+
+
+def test_truth_is_from_the_files_that_are_read(tmp_path):
+    write_small(tmp_path / "a.root", [4], sensors=4760)
+    write_small(tmp_path / "b.root", [4], sensors=40)
+    config = truth_config(tmp_path)
+    with open_source(config, tmp_path, wanted=("npho", "time", "energyTruth")) as source:
+        assert len(source) == 4
+        manifest = source.manifest
+    for options in ({}, {"manifest": manifest}):
+        assert len(read_truth(config, {"energyTruth": ()}, **options)["energyTruth"]) == 4
+
+
+def test_a_source_that_is_refused_is_closed(tmp_path, monkeypatch):
+    write_small(tmp_path / "a.root", [4], sensors=4760)
+    closed = []
+    monkeypatch.setattr(RootSource, "close", lambda self: closed.append(1))
+    config = truth_config(tmp_path)
+    config.valid = str(tmp_path / "gone")
+    with pytest.raises(DataError, match="nothing matches"):
+        open_sources(config)
+    assert closed == [1]
+    config.dead_channels = str(tmp_path / "gone")
+    with pytest.raises(XecError):
+        open_sources(config)
+    assert closed == [1, 1]

@@ -61,7 +61,8 @@ def build(
         What `XecEvents.finish` counted; `events` alone for a cache that was there.
 
     Raises:
-        ConfigError: The folder holds something else, or another command works on it.
+        ConfigError: The folder holds something else, or a cache that lacks events, or another
+            command works on it.
         DataError: Events that cannot be read or packed, or files that changed meanwhile.
         DiskError: Not enough space, or a folder that cannot be written.
     """
@@ -76,7 +77,11 @@ def build(
         if out.exists():
             with contextlib.suppress(DataError):
                 cache = Cache.open(out)
-                if cache.metadata["recipe"] == digest:
+                skipped = cache.metadata.get("skipped", 0)
+                if cache.metadata["recipe"] == digest and not (skipped and overwrite):
+                    if skipped:  # the files may have been repaired in place
+                        raise _incomplete(out, skipped)
+                    _tidy(out)
                     return {"events": sum(cache.lengths)}
             _may_replace(out, overwrite)
         steps = source.steps_per_epoch(size=BATCH, train=False)
@@ -101,14 +106,27 @@ def build(
                     raise _changed(recipe)
             counts = builder.finish(work, total)
             with disk_errors(out):
-                shutil.rmtree(work / "tfds", ignore_errors=True)
-                (work / "plan.json").unlink()
                 if out.exists():
                     shutil.rmtree(out)
-                work.rename(out)
-                (out / "lock").unlink()
+                work.rename(out)  # before the notes are removed: a kill loses no work
+                _tidy(out)
                 sync_folder(out.parent)
     return counts
+
+
+def _tidy(out: Path) -> None:
+    """Removes what was needed to continue an interrupted command."""
+    shutil.rmtree(out / "tfds", ignore_errors=True)
+    for path in [*out.glob("plan.json"), *out.glob("lock"), *out.glob("*.array_record-*.npz")]:
+        path.unlink(missing_ok=True)
+
+
+def _incomplete(out: Path, skipped: int) -> ConfigError:
+    return ConfigError(
+        f"{out} is finished, but lacks {skipped} events that could not be read",
+        expected="a cache of all events",
+        remedy="train with it as it is; or, after the files were repaired, add --overwrite",
+    )
 
 
 def _may_replace(out: Path, overwrite: bool) -> None:
@@ -126,13 +144,19 @@ def _may_replace(out: Path, overwrite: bool) -> None:
 @contextlib.contextmanager
 def _locked(work: Path) -> Iterator[None]:
     """Keeps other commands away from a folder."""
-    with (work / "lock").open("w") as file:
+    from xec_jax.data.root.writer import disk_errors
+
+    with disk_errors(work):
+        file = (work / "lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
                 f"another command is working in {work}", remedy="wait for it, or stop it"
             ) from error
+        except OSError as error:  # some network disks have no locks
+            logger.warning("%s cannot be locked (%s): start no second command", work, error)
         yield
 
 
@@ -365,6 +389,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"{options.out} is complete: {counts['events']} events of the same files")
         return 0
     seconds, events, size = time.monotonic() - begun, counts["events"], counts["bytes"]
+    for path, reason in counts["bad_files"].items():
+        logger.warning("%s was left out: %s", path, reason)
+    if counts["skipped"]:
+        logger.warning("%d events could not be read and are left out", counts["skipped"])
     for key, n in counts["outside"].items():
         if n:
             logger.warning("%d values of %s were out of range; they got its end", n, key)
@@ -378,21 +406,27 @@ def _stop(*_: object) -> None:
 
 
 def _branches(options: argparse.Namespace) -> tuple[str, ...]:
-    """Returns the further branches: those asked for, or all small ones of the first file."""
+    """Returns the further branches: those asked for, or all small ones of the first good file."""
     if options.branches is not None:
         return tuple(options.branches)
     from xec_jax.data.root.file import RootFile
     from xec_jax.data.root.manifest import resolve_paths
 
-    found = []
     others = ("npho", "time", "weight", options.npho_branch, options.time_branch)
-    with RootFile(resolve_paths(options.input)[0], options.tree) as file:
-        for name in file.names():
-            with contextlib.suppress(DataError):  # not the same number of values in every event
-                column = file.column(name)
-                if name not in others and math.prod(column.shape) <= 64:
-                    found.append(name)
-    return tuple(sorted(found))
+    for path in resolve_paths(options.input):
+        found = []
+        try:
+            with RootFile(path, options.tree) as file:
+                for name in file.names():
+                    with contextlib.suppress(DataError):  # not as many values in every event
+                        column = file.column(name)
+                        if name not in others and math.prod(column.shape) <= 64:
+                            found.append(name)
+            return tuple(sorted(found))
+        except DataError:
+            if options.on_bad_file == "error":
+                raise
+    return ()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Dead channels of a source: taken out of its events, or found in them."""
+"""Dead channels taken out of the events of a source."""
 
 import hashlib
 import logging
@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from xec_jax.data.dead import DeadChannels, describe, digest, mask, read_dead
 from xec_jax.data.root.manifest import Pattern
 from xec_jax.data.source import Source
-from xec_jax.data.survey.sensors import SensorHealth
 from xec_jax.data.truth import read_truth
 from xec_jax.errors import DataError
 from xec_jax.geometry import INVALID
@@ -104,19 +103,20 @@ def without_dead(source: Source, config: ConfigDict, path: Pattern) -> Source:
         return source
     patterns = read_dead(config.dead_channels)
     wrapped = DeadSource(source, patterns)
-    for run, dead in used_of(patterns, config, path).items():
+    for run, dead in used_of(patterns, config, path, config.dead_channels).items():
         name = "all runs" if run is None else f"run {run}"
         logger.info("%s, %s: %s", config.dead_channels, name, describe(dead))
     return wrapped
 
 
-def used_of(patterns: DeadChannels, config: ConfigDict, path: Pattern) -> DeadChannels:
+def used_of(patterns: DeadChannels, config: ConfigDict, path: Pattern, name: str) -> DeadChannels:
     """Returns the patterns that the events of some files need, found without reading the events.
 
     Args:
         patterns: Dead sensors per run.
         config: The `data` group.
         path: The files.
+        name: Where the patterns come from, for messages.
 
     Raises:
         DataError: A file without the branch `run`, or a run that the list does not know.
@@ -125,24 +125,7 @@ def used_of(patterns: DeadChannels, config: ConfigDict, path: Pattern) -> DeadCh
         return patterns
     runs = np.unique(read_truth(config, {"run": ()}, path)["run"])
     known = runs[np.isfinite(runs)].astype(int)  # NaN: entries that are skipped
-    return {run: mask(patterns, run, str(config.dead_channels)) for run in known.tolist()}
-
-
-def find_dead(source: Source, *, above: float = 0.5, batch_size: int = 256) -> DeadChannels:
-    """Finds the dead sensors in data, per run where the source has the branch `run`.
-
-    Args:
-        source: Events; where they have a branch `dead` (s,), its marks count as invalid, too.
-        above: See `patterns_of`.
-        batch_size: Events in memory at a time.
-    """
-    health = SensorHealth()
-    for step in range(source.steps_per_epoch(size=batch_size, train=False)):
-        batch = source.batch(step, size=batch_size, train=False)
-        real = batch["weight"] > 0
-        runs, dead = (batch[name][real] if name in batch else None for name in ("run", "dead"))
-        health.update(batch["npho"][real], runs, dead)
-    return health.candidates(above)
+    return {run: mask(patterns, run, name) for run in known.tolist()}
 
 
 def _rows_by_run(runs: np.ndarray | None, size: int) -> list[tuple[int | None, np.ndarray]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from xec_jax.data.root.manifest import Manifest, read_branch
+from xec_jax.data.root.manifest import Lost, Manifest, read_branch
 from xec_jax.errors import ConfigError, DataError
 
 BRANCH = "uvwTruth"
@@ -36,24 +36,31 @@ def inside(uvw: np.ndarray, limits: Limits) -> np.ndarray:
     return result
 
 
-def cut_of(manifest: Manifest, limits: Limits, *, on_bad_file: str = "error") -> np.ndarray | None:
-    """Reads where the events of a data set are, and cuts; None if there is no cut.
+def cut_of(
+    manifest: Manifest, limits: Limits, *, on_bad_file: str = "error"
+) -> tuple[np.ndarray | None, Lost]:
+    """Reads where the events of a data set are, and cuts.
 
     Args:
         manifest: The files, with the column `BRANCH`.
         limits: See `inside`.
-        on_bad_file: See `read_branch`; an unknown place is outside.
+        on_bad_file: See `read_branch`.
 
     Returns:
-        bool, one per entry: True for events inside.
+        bool, one per entry: True for events inside and for those that cannot be read, or None
+        if there is no cut; and why ranges of entries cannot be read.
 
     Raises:
         ConfigError: A limit that is no length.
         DataError: The branch cannot be read, or no event is inside.
     """
     if all(limit is None for limit in limits.values()):
-        return None
-    return cut(read_branch(manifest, BRANCH, on_bad_file=on_bad_file), limits)
+        return None, {}
+    uvw, lost = read_branch(manifest, BRANCH, on_bad_file=on_bad_file)
+    keep = cut(uvw, limits)
+    for start, stop in lost:
+        keep[start:stop] = True
+    return keep, lost
 
 
 def cut(uvw: np.ndarray, limits: Limits) -> np.ndarray:

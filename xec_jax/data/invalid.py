@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from xec_jax.errors import DataError
 from xec_jax.geometry import INVALID, INVALID_ABOVE
 
 
@@ -36,6 +37,24 @@ def dead_events(npho: np.ndarray) -> np.ndarray:
     result = np.zeros(len(npho), bool)
     result[candidates] = ~_alive(npho[candidates])
     return result
+
+
+def check_light(npho: np.ndarray, where: str) -> None:
+    """Looks at the first events of a data set.
+
+    Args:
+        npho: Raw photons `[b s]`, finite.
+        where: Where they are from.
+
+    Raises:
+        DataError: None of them has a valid sensor.
+    """
+    if dead_events(npho).all():
+        raise DataError(
+            f"{where}: no valid sensor in the first {len(npho)} events",
+            expected="photons above 0 and below 9e9 in some sensors",
+            remedy="check the calibration that wrote the file, or choose another branch",
+        )
 
 
 def count_valid(npho: np.ndarray) -> np.ndarray:

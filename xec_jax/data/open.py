@@ -1,6 +1,7 @@
 """From the `data` group of a config to sources."""
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -37,32 +38,45 @@ def open_source(
         DataError: A file that cannot be used, or none at all.
     """
     branches = [name for name in wanted if name not in ("npho", "time")]
+    extra = tuple(dict.fromkeys([*branches, *config.extra_branches]))
     options: dict[str, Any] = {
         "npho_branch": config.npho_branch,
         "time_branch": config.time_branch if "time" in wanted else None,
-        "extra": tuple(dict.fromkeys([*branches, *config.extra_branches])),
+        "extra": extra,
         "real": [name for name in branches if name not in config.extra_branches],
         "shuffle": shuffle and config.shuffle,
         "threads": config.num_threads,
         "fiducial": config.fiducial.to_dict(),
         "derive_relative": config.derive_relative,
-        "scale": energy_scale(config),
+        "scale": energy_scale(config, extra),
         "normalization": config.normalization.to_dict(),
         "strict_scheme": config.strict_scheme,
     }
-    if config.source == "tfds":
-        return without_dead(TfdsSource(path, **options), config, path)
-    if config.source != "root":
+    if config.source not in ("root", "tfds"):
         raise ConfigError(f"data.source is {config.source!r}", expected="root or tfds")
-    source = RootSource(
-        path,
-        tree=config.tree_name,
-        shuffle_buffer=config.shuffle_buffer,
-        max_ram_gb=config.max_ram_gb,
-        on_bad_file=config.on_bad_file,
-        **options,
-    )
-    return without_dead(source, config, path)
+    source: Source
+    if config.source == "tfds":
+        source = TfdsSource(path, **options)
+    else:
+        source = RootSource(
+            path,
+            tree=config.tree_name,
+            shuffle_buffer=config.shuffle_buffer,
+            max_ram_gb=config.max_ram_gb,
+            on_bad_file=config.on_bad_file,
+            **options,
+        )
+    with _closed_on_error(source):
+        return without_dead(source, config, path)
+
+
+@contextlib.contextmanager
+def _closed_on_error(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        source.close()
+        raise
 
 
 def open_sources(
@@ -83,7 +97,8 @@ def open_sources(
         wanted=[*wanted, *bins_of(config), *zeros_of(config).values()],
         shuffle=True,
     )
-    train = reweighted(train, config)
-    if config.valid is None:
-        return train, {}
-    return train, {"valid": open_source(config, config.valid, wanted=wanted)}
+    with _closed_on_error(train):
+        train = reweighted(train, config)
+        if config.valid is None:
+            return train, {}
+        return train, {"valid": open_source(config, config.valid, wanted=wanted)}

@@ -220,7 +220,8 @@ def reweighted(source: Source, config: ConfigDict) -> Source:
     if not bins:
         return source
     zeros = zeros_of(config)
-    truth = read_truth(config, dict.fromkeys([*bins, *zeros.values()]))
+    manifest = getattr(source, "manifest", None)  # ROOT files have one
+    truth = read_truth(config, dict.fromkeys([*bins, *zeros.values()]), manifest=manifest)
     for branch, n in bins.items():
         values = _columns(truth, branch, zeros)
         if (len(n), values.shape[1]) == (2, 3):

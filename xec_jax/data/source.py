@@ -1,9 +1,11 @@
 """What the training loop may ask of a data source."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import numpy as np
+
+from xec_jax.errors import ConfigError
 
 Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 """Per key of a batch: the shape of one event and the dtype."""
@@ -74,3 +76,25 @@ class Source(Protocol):
     def close(self) -> None:
         """Releases files and threads."""
         ...
+
+
+def check_extra(extra: Collection[str]) -> None:
+    """Refuses further branches with the names of keys that a batch has anyway."""
+    if taken := sorted({"npho", "time", "weight"} & set(extra)):
+        raise ConfigError(
+            f"extra branches {taken} have names of other keys of the batch",
+            expected="branches besides npho, time and weight",
+            remedy="leave them out, or choose them as npho_branch or time_branch",
+        )
+
+
+def batch_dtype(key: str, stored: np.dtype, real: Collection[str]) -> np.dtype:
+    """Returns what a branch becomes in a batch: float32, or int64 for identifiers.
+
+    Args:
+        key: Key of the batch.
+        stored: Type in the files.
+        real: Keys that are real numbers even if the files hold whole ones.
+    """
+    is_real = key in ("npho", "time", *real) or stored.kind == "f"
+    return np.dtype(np.float32 if is_real else np.int64)

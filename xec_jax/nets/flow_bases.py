@@ -98,7 +98,7 @@ class TailTransform(distrax.Bijector):
     """Normal noise -> noise whose two tails fall as powers, with weights of their own.
 
     x = s / L_s (erfc(|z| / sqrt 2)^(-L_s) - 1) with s = sign z: the tail on side s falls as
-    |x|^-(1 + 1 / L_s). Computed from logarithms; float32 carries it to |z| = 12.
+    |x|^-(1 + 1 / L_s). Computed from logarithms, so that no noise is too far out for float32.
 
     Args:
         lower: Tail weight L > 0 on the negative side, (d).
@@ -122,14 +122,28 @@ class TailTransform(distrax.Bijector):
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         """See `distrax.Bijector`; (... d) -> (... d), (...)."""
         tail = jnp.where(y < 0, self._lower, self._upper)
-        log_erfc = jnp.maximum(-jnp.log1p(tail * jnp.abs(y)) / tail, DEEPEST)
-        x = -jnp.sign(y) * ndtri(0.5 * jnp.exp(log_erfc))
+        log_erfc = -jnp.log1p(tail * jnp.abs(y)) / tail
+        x = jnp.sign(y) * _size_of_noise(log_erfc)
         return x, -self._log_slope(x, tail, log_erfc).sum(-1)
 
     @staticmethod
     def _log_slope(x: Array, tail: Array, log_erfc: Array) -> Array:
         """Logarithm of dx/dz = erfc^(-L-1) sqrt(2/pi) exp(-z^2/2), elementwise."""
         return -(tail + 1) * log_erfc + math.log(2.0) + normal_log_density(x)
+
+
+def _size_of_noise(log_erfc: Array) -> Array:
+    """Solves erfc(x / sqrt 2) = e^log_erfc for x >= 0, elementwise.
+
+    Beyond x = 12.5, where the probability is no float32, by iterating the asymptotic series
+    -2 log_erfc = x^2 + log x^2 - log(2 / pi) - 2 log(1 - x^-2 + 3 x^-4).
+    """
+    near = -ndtri(0.5 * jnp.exp(jnp.maximum(log_erfc, DEEPEST)))
+    target = math.log(2 / math.pi) - 2 * jnp.minimum(log_erfc, DEEPEST)
+    square = target
+    for _ in range(3):
+        square = target - jnp.log(square) + 2 * jnp.log1p((3 / square - 1) / square)
+    return jnp.where(log_erfc > DEEPEST, near, jnp.sqrt(square))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xec_jax.errors import ConfigError
 from xec_jax.nets.layers import Dense, fan_in_uniform
 from xec_jax.types import Array
 
@@ -33,6 +34,9 @@ class MADE(nn.Module):
     Attributes:
         outputs: Numbers per feature.
         hidden: Units of each hidden layer, at least as many as features.
+
+    Raises:
+        ConfigError: Fewer units than features.
     """
 
     outputs: int
@@ -42,6 +46,11 @@ class MADE(nn.Module):
     def __call__(self, x: Array, context: Array) -> Array:
         """Maps features (... d) and context (... e) to (... d outputs)."""
         d = x.shape[-1]
+        if self.hidden < d:
+            raise ConfigError(
+                f"{self.hidden} hidden units for {d} features of a flow",
+                expected="at least as many units as features: without, no one sees the last ones",
+            )
         first, second, last = made_masks(d, self.hidden)
         init = fan_in_uniform(d + context.shape[-1])
         shown = self.param("features", init, (d, self.hidden))

@@ -29,7 +29,7 @@ from xec_jax.plots.style import FAINT, INK, Quantity, colormap, house_style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import PolyCollection
-    from matplotlib.colors import Normalize
+    from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import FigureBase
 
 
@@ -44,7 +44,7 @@ _LABELS: dict[Quantity, str] = {
 }
 
 
-def drawable(values: np.ndarray, quantity: Quantity) -> np.ma.MaskedArray:
+def drawable(values: np.ndarray, quantity: Quantity | None) -> np.ma.MaskedArray:
     """Returns values in the unit of the display, masked where a sensor is to be gray.
 
     Gray are NaN, infinities and the invalid value 1e10; for photon counts also zero and less,
@@ -86,8 +86,9 @@ def draw_detector(
     detector: Detector,
     values: np.ndarray,
     *,
-    quantity: Quantity = "npho",
+    quantity: Quantity | None = "npho",
     norm: "Normalize | None" = None,
+    cmap: "Colormap | None" = None,
     title: str = "",
     label: str | None = None,
     note: str = "",
@@ -100,8 +101,10 @@ def draw_detector(
         detector: Any description of the calorimeter; its network-side choices do not matter.
         values: (s,), photons for `npho`, not divided by area; seconds for `time`; any unit for
             `residual`; bool for `mask`. NaN and 1e10 are gray.
-        quantity: Chooses unit, colors and their range.
+        quantity: Chooses unit, colors and their range; None for anything else, which needs `norm`,
+            `cmap` and `label`.
         norm: Color scale in place of `color_norm(values, quantity)`, to compare displays.
+        cmap: Colors in place of those of the quantity.
         title: Headline at the upper left.
         label: Text at the color bar.
         note: Lines of text for the free corner at the lower right.
@@ -120,8 +123,15 @@ def draw_detector(
     if values.shape != (detector.n_sensors,):
         raise ShapeError(
             f"values of the event display have shape {values.shape}",
-            expected=f"({detector.n_sensors},), one {quantity} per sensor",
+            expected=f"({detector.n_sensors},), one {quantity or 'value'} per sensor",
         )
+    if quantity is None:
+        assert norm is not None
+        assert cmap is not None
+    else:
+        norm = color_norm(values, quantity) if norm is None else norm
+        cmap = colormap(quantity) if cmap is None else cmap
+        label = _LABELS[quantity] if label is None else label
     # Text follows the size of the panel, within what can be read.
     width_in = figure.bbox.width / figure.dpi  # type: ignore[attr-defined]
     points = float(np.clip(5.8 + 0.7 * width_in, 7, 13))
@@ -130,8 +140,8 @@ def draw_detector(
         cells = PolyCollection(
             sensor_cells(detector),
             array=drawable(values, quantity),
-            cmap=colormap(quantity),
-            norm=color_norm(values, quantity) if norm is None else norm,
+            cmap=cmap,
+            norm=norm,
             # Edges in the color of the face close the hairlines between touching cells.
             edgecolors="face",
             linewidths=0.15,
@@ -154,7 +164,7 @@ def draw_detector(
                     markersize=size * points,
                     markeredgewidth=(size - 1.0) * points * 0.7,
                 )
-        _draw_color_bar(cells, quantity, _LABELS[quantity] if label is None else label, points)
+        _draw_color_bar(cells, quantity, label or "", points)
     return cells
 
 
@@ -189,7 +199,9 @@ def _decorate(axes: "Axes", points: float) -> None:
         axes.text(tip[0], tip[1], name, size=points, style="italic", ha="center", va="center")
 
 
-def _draw_color_bar(cells: "PolyCollection", quantity: Quantity, label: str, points: float) -> None:
+def _draw_color_bar(
+    cells: "PolyCollection", quantity: Quantity | None, label: str, points: float
+) -> None:
     """Puts the color bar into the free corner above the outer face."""
     from matplotlib.axes import Axes
     from matplotlib.colors import LogNorm
@@ -216,11 +228,11 @@ def _draw_color_bar(cells: "PolyCollection", quantity: Quantity, label: str, poi
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(labelsize=0.9 * points, length=0.3 * points, pad=0.2 * points)
     bar.ax.set_title(label, size=points, weight="normal", pad=0.4 * points, loc="center")
-    if quantity in ("time", "residual"):
+    if isinstance(norm, LogNorm):
+        bar.locator = LogLocator(numticks=DECADES + 3)
+    elif quantity == "mask":
+        bar.set_ticks([0.25, 0.75], labels=["no", "yes"])
+    else:
         bar.locator = MaxNLocator(nbins=5 if points < 10 else 8, steps=[1, 2, 2.5, 5, 10])
         if np.abs(cells.get_clim()).max() >= 1000:
             bar.formatter = EngFormatter(sep="")  # 10k: longer numbers run into each other
-    elif isinstance(norm, LogNorm):
-        bar.locator = LogLocator(numticks=DECADES + 3)
-    if quantity == "mask":
-        bar.set_ticks([0.25, 0.75], labels=["no", "yes"])

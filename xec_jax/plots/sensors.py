@@ -31,15 +31,15 @@ def invalid_share(
     from matplotlib.colors import Normalize
 
     figure = make_figure(9.2, 8.0)
-    cells = draw_detector(
+    draw_detector(
         figure,
         detector,
         100 * share,
-        quantity="residual",  # for its linear scale
+        quantity=None,
         norm=Normalize(0, max(100 * np.nanmax(share), 1)),
+        cmap=matplotlib.colormaps["YlOrRd"].with_extremes(bad="#cfcfcf"),
         title=title,
         label="% of events without a valid value",
         note="\n".join(note),
     )
-    cells.set_cmap(matplotlib.colormaps["YlOrRd"].with_extremes(bad="#cfcfcf"))
     return figure

@@ -11,6 +11,7 @@ azimuths compared without whole turns, and times relative to the zero of the inp
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,8 @@ from ml_collections import ConfigDict
 
 from xec_jax import metrics as metric_sums
 from xec_jax.config import from_json, nearest
-from xec_jax.data.truth import read_truth
+from xec_jax.data.places import place_of
+from xec_jax.data.truth import is_energy, read_truth
 from xec_jax.errors import ConfigError, DataError
 from xec_jax.geometry import INVALID_ABOVE
 from xec_jax.kinematics import angles_to_vector, opening_angle, wrap_degrees
@@ -119,6 +121,11 @@ def _target(config: ConfigDict, name: str) -> Target:
             name == "energy" and config.data.augment.energy_scale and task.branch != ENERGY,
             f"{where}.branch is {task.branch!r} with data.augment.energy_scale",
             f"{ENERGY}, the truth that is scaled with the photons",
+        ),
+        (
+            name == "energy" and config.data.energy_unit != "GeV" and not is_energy(target.branch),
+            f"{where}.branch is {task.branch!r} with data.energy_unit {config.data.energy_unit!r}",
+            "a branch whose name begins with energy: of others the unit is not known",
         ),
         (not task.weight >= 0, f"{where}.weight is {task.weight}", "0 or a positive number"),
         (
@@ -310,9 +317,16 @@ def _truth(config: ConfigDict, targets: Sequence[Target], path: Any) -> dict[str
             expected=error.expected,
             remedy=f"{error.remedy}; or {off}",
         ) from error
-    unit, allow_bad = config.data.energy_unit, config.data.allow_bad_truth
-    options = {"where": f"{path}", "energy_unit": unit, "allow_bad": allow_bad}
-    return {target.name: target.known(arrays, **options) for target in targets}
+    return {
+        target.name: target.known(
+            arrays,
+            where=f"{path}",
+            place=partial(place_of, config.data, branches, path),
+            energy_unit=config.data.energy_unit,
+            allow_bad=config.data.allow_bad_truth,
+        )
+        for target in targets
+    }
 
 
 class _Experiment:

@@ -6,6 +6,7 @@ names file, tree and branch.
 """
 
 import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from xec_jax.data.root.header import COPY_AGAIN, check_header, data_errors, desc
 from xec_jax.errors import DataError
 
 TREE_CLASSES = ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple")
+NAMES_SHOWN = 20
 BASKET = struct.Struct(">ihi")  # the head of its key: bytes on disk, version, bytes of content
 
 
@@ -140,6 +142,11 @@ class NtupleColumn(Column):
         self._ntuple = ntuple
         self._column = int(form.form_key.split("-")[1])
         self.dtype, self.shape = np.dtype(form.primitive), tuple(shape)
+        record = ntuple.column_records[self._column]
+        # A field that was added later has no pages before its first element.
+        self._first = int(record.first_element_index)
+        others = [one.idx for one in ntuple.column_records if one.field_id == record.field_id]
+        self._forms = [self._column, *others]  # ways to store it, one of them per cluster
         clusters = ntuple.cluster_summaries
         starts = [cluster.num_first_entry for cluster in clusters]
         self.offsets = np.asarray([*starts, ntuple.num_entries], dtype=np.int64)
@@ -150,9 +157,14 @@ class NtupleColumn(Column):
         last = int(np.searchsorted(self.offsets, stop, side="left"))
         for cluster in range(first, last):
             self._verify(cluster)
-        values = self._ntuple.read_cluster_range(self._column, first, last, array_cache=None)
-        values = values.reshape(self.offsets[last] - self.offsets[first], *self.shape)
-        skip = start - self.offsets[first]
+        begin, end = self.offsets[[first, last]].tolist()
+        per_entry = int(np.prod(self.shape))
+        missing = min(max(0, self._first - begin * per_entry), (end - begin) * per_entry)
+        values = self._ntuple.read_cluster_range(
+            self._column, first, last, missing_element_padding=missing, array_cache=None
+        )
+        values = values.reshape(end - begin, *self.shape)
+        skip = start - begin
         out.reshape(len(out), *self.shape)[...] = values[skip : skip + len(out)]
 
     def _verify(self, cluster: int) -> None:
@@ -161,7 +173,9 @@ class NtupleColumn(Column):
         Costs a second read from the page cache, a few per cent of the decompression.
         """
         columns = self._ntuple.page_link_list[cluster]
-        for page in columns[self._column].pages if self._column < len(columns) else ():
+        stored = [columns[form] for form in self._forms if form < len(columns)]
+        used = next((column for column in stored if not column.suppressed), None)
+        for page in used.pages if used else ():
             if page.has_checksum:
                 begin, size = page.locator.offset, page.locator.num_bytes
                 verify_xxh3(self._ntuple.file.source.chunk(begin, begin + size + 8).raw_data)
@@ -223,6 +237,7 @@ class RootFile:
             self.close()
             raise
         self._columns: dict[str, Column] = {}
+        self._lock = threading.Lock()
 
     def _find_tree(self) -> Any:
         classes = self._directory.classnames(cycle=False)
@@ -243,22 +258,35 @@ class RootFile:
         return list(self._names)
 
     def has(self, name: str) -> bool:
-        """Tells whether there is a branch of this name."""
-        return name in self._names
+        """Tells whether there is a branch of this name; see `column`."""
+        return self._full_name(name) is not None
+
+    def _full_name(self, name: str) -> str | None:
+        """Returns the name with the branches that this one is a part of; None if there is none."""
+        if name in self._names:
+            return name
+        found = [one for one in self._names if one.endswith(f"/{name}")]
+        if len(found) > 1:
+            raise DataError(
+                f"{self.path}: tree {self.tree!r} has {len(found)} branches {name!r}",
+                expected="one of " + ", ".join(found[:NAMES_SHOWN]),
+            )
+        return found[0] if found else None
 
     def column(self, name: str, shape: tuple[int, ...] | None = None) -> Column:
         """Returns a branch of plain numbers, checked.
 
         Args:
-            name: Name of the branch.
+            name: Name of the branch; of a sub-branch, the last part is enough if it is unique.
             shape: Expected shape of an entry; `(1,)` in the file passes for `()`. None takes
                 any fixed shape.
 
         Raises:
             DataError: There is no such branch, or it holds something else.
         """
-        if name not in self._columns:
-            self._columns[name] = self._open_column(name, shape)
+        with self._lock:  # the library shares lists between threads before they are complete
+            if name not in self._columns:
+                self._columns[name] = self._open_column(name, shape)
         column = self._columns[name]
         if shape is not None and column.shape not in (shape, shape or (1,)):
             raise DataError(
@@ -269,20 +297,22 @@ class RootFile:
         return column
 
     def _open_column(self, name: str, shape: tuple[int, ...] | None) -> Column:
-        if not self.has(name):
+        full = self._full_name(name)
+        if full is None:
+            names = [*self.names()[:NAMES_SHOWN], "..."][: len(self._names)]
             raise DataError(
                 f"{self.path}: tree {self.tree!r} has no branch {name!r} "
-                f"(it has: {', '.join(self.names())})",
+                f"(it has: {', '.join(names)})",
                 expected=f"a branch {name!r} with {describe(shape)} per event",
                 remedy=f"name a branch that the file has{suggest(name, self.names())}",
             )
         with data_errors(self._where(name) + " cannot be read"):
             try:
                 if self._is_ntuple:
-                    column: Column = NtupleColumn(self._tree, name)
+                    column: Column = NtupleColumn(self._tree, full)
                 else:
                     size = self.path.stat().st_size
-                    column = TreeColumn(self._tree[name], self.entries, size)
+                    column = TreeColumn(self._tree[full], self.entries, size)
             except NotNumbersError as error:
                 raise DataError(
                     f"{self._where(name)} {error}",

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import pairwise
@@ -48,8 +48,8 @@ def resolve_paths(pattern: Pattern) -> list[Path]:
             remedy="set the path of the data",
         )
     found = [path for one in patterns for path in _matches(os.fspath(one))]
-    unique = {path.resolve(): path for path in sorted(found, key=_natural, reverse=True)}
-    return sorted(unique.values(), key=_natural)
+    unique = {path.resolve(): path for path in sorted(found, key=natural, reverse=True)}
+    return sorted(unique.values(), key=natural)
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -86,8 +86,8 @@ def _matches(pattern: str) -> list[Path]:
     )
 
 
-def _natural(path: Path) -> list[str | int]:
-    """Sort key that compares runs of digits as numbers."""
+def natural(path: Path) -> list[str | int]:
+    """Sort key of paths that compares runs of digits as numbers."""
     parts = re.split(r"(\d+)", str(path))
     return [int(part) if part.isdecimal() else part for part in parts]
 
@@ -121,8 +121,8 @@ class Manifest:
     Attributes:
         tree: Name of the tree in every file.
         files: Files with at least one event.
-        columns: Shape of one event and dtype of each branch, as the first file has them; `(1,)`
-            counts as `()`. Optional branches that no file has are left out.
+        columns: Shape of one event and dtype of each branch, one that holds the numbers of all
+            files; `(1,)` counts as `()`. Optional branches that no file has are left out.
         left_out: Why files are missing here, by path, if bad files are to be skipped.
     """
 
@@ -181,6 +181,8 @@ class Manifest:
         return digest.hexdigest()
 
 
+Lost = dict[tuple[int, int], str]
+"""Ranges of entries of a data set that cannot be read, and why."""
 Shapes = Mapping[str, tuple[int, ...] | None]
 Columns = dict[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -201,25 +203,39 @@ def build_manifest(
         branches: Branches that every file must have, with the shape of one event; None stands
             for the shape that the first file has.
         optional: Branches that either all files or none have.
-        on_bad_file: `error`, or `skip`: bad files are left out with a warning.
+        on_bad_file: `error`, or `skip`: bad files are left out with a warning, and so are
+            optional branches that only some files have.
 
     Raises:
         DataError: A file cannot be read, lacks a branch or holds something else in it, or no
             file has events.
     """
+    optional = optional or {}
     files: list[FileEntry] = []
     empty: list[Path] = []
     left_out: dict[str, str] = {}
     columns: Columns = {}
+    refused: dict[str, DataError] = {}
     for path in paths:
         try:
             with RootFile(path, tree) as file:
                 if file.entries == 0:
                     empty.append(path)
                     continue
-                if not files:  # the first file decides what was left open
-                    columns = _columns(file, branches, optional or {})
-                files.append(_entry(file, columns, set(optional or {}), files))
+                found = {name: _find(file, name, columns, branches) for name in branches}
+                wrong: dict[str, DataError] = {}
+                for name in optional:
+                    try:
+                        if _is_there(file, name, columns, files):
+                            found[name] = _find(file, name, columns, optional)
+                    except DataError as error:
+                        wrong[name] = error
+                if wrong and on_bad_file == "error":
+                    raise next(iter(wrong.values()))
+                files.append(_entry(file, list(found.values())))
+                refused = {**wrong, **refused}
+                for name, column in found.items():
+                    columns[name] = _one_event(column, columns.get(name))
         except DataError as error:
             if on_bad_file == "error":
                 raise
@@ -234,35 +250,44 @@ def build_manifest(
         )
     for path in empty:
         logger.warning("%s: tree %r has no entries; the file is skipped", path, tree)
+    for name, reason in refused.items():
+        columns.pop(name, None)
+        logger.warning("events come without %r: %s", name, reason.found)
     return Manifest(tree, tuple(files), columns, left_out)
 
 
-def _columns(file: RootFile, branches: Shapes, optional: Shapes) -> Columns:
-    """Returns shape and dtype of the branches that a file has, checked."""
-    present = {name: shape for name, shape in optional.items() if file.has(name)}
-    return {
-        name: _one_event(file.column(name, shape))
-        for name, shape in {**present, **branches}.items()
-    }
+def _find(file: RootFile, name: str, columns: Columns, shapes: Shapes) -> Column:
+    """Returns a branch of the shape that is asked for, or that the files before have."""
+    return file.column(name, columns[name][0] if name in columns else shapes[name])
 
 
-def _one_event(column: Column) -> tuple[tuple[int, ...], np.dtype]:
+def _is_there(file: RootFile, name: str, columns: Columns, others: Collection[FileEntry]) -> bool:
+    """Tells whether a file has an optional branch, which all files before have or none."""
+    is_there = file.has(name)
+    if others and is_there != (name in columns):
+        has, has_not = ("has", "have not") if is_there else ("has no", "have")
+        raise DataError(
+            f"{file.path}: tree {file.tree!r} {has} branch {name!r}, the files before {has_not}",
+            expected="the same branches in all files",
+            remedy=f"do not ask for {name!r}, or use files that all have it",
+        )
+    return is_there
+
+
+def _one_event(
+    column: Column, others: tuple[tuple[int, ...], np.dtype] | None
+) -> tuple[tuple[int, ...], np.dtype]:
     """Returns shape and dtype of one event; producers differ in how they write one number."""
-    return column.shape if column.shape != (1,) else (), column.dtype
+    if others is None:
+        return column.shape if column.shape != (1,) else (), column.dtype
+    dtype = np.result_type(column.dtype, others[1])
+    if dtype.kind == "f" and "f" not in column.dtype.kind + others[1].kind:
+        dtype = np.dtype(np.int64)  # uint64 and int64 have no common type
+    return others[0], dtype
 
 
-def _entry(
-    file: RootFile, columns: Columns, optional: set[str], others: Sequence[FileEntry]
-) -> FileEntry:
-    """Returns what a file adds to a data set with these columns, after a look at each of them."""
-    for name in sorted(optional - set(columns)):
-        if file.has(name):
-            raise DataError(
-                f"{file.path}: tree {file.tree!r} has a branch {name!r}, {others[0].path} has not",
-                expected="the same branches in all files",
-                remedy=f"do not ask for {name!r}, or use files that all have it",
-            )
-    found = [file.column(name, shape) for name, (shape, _) in columns.items()]
+def _entry(file: RootFile, columns: Sequence[Column]) -> FileEntry:
+    """Returns what a file adds to a data set with these columns."""
     stat = file.path.stat()
     return FileEntry(
         path=file.path,
@@ -270,7 +295,7 @@ def _entry(
         mtime_ns=stat.st_mtime_ns,
         uuid=file.uuid,
         entries=file.entries,
-        clusters=_clusters(found, file.entries),
+        clusters=_clusters(columns, file.entries),
     )
 
 
@@ -290,21 +315,25 @@ def _clusters(columns: Sequence[Column], entries: int) -> tuple[int, ...]:
     return tuple(int(entry) for entry in np.union1d(common, [0, entries]))
 
 
-def read_branch(manifest: Manifest, name: str, *, on_bad_file: str = "error") -> np.ndarray:
+def read_branch(
+    manifest: Manifest, name: str, *, on_bad_file: str = "error"
+) -> tuple[np.ndarray, Lost]:
     """Reads one small branch of all events, in the order of the files.
 
     Args:
         manifest: The files, with this branch as a column.
         name: The branch.
-        on_bad_file: `error`, or `skip`: entries that cannot be read become NaN, with a warning.
+        on_bad_file: `error`, or `skip`: entries that cannot be read become NaN.
 
     Returns:
-        float64 `[entries ...]`, markers and NaN as they are in the files.
+        float64 `[entries ...]`, markers and NaN as they are in the files; and why ranges of
+        entries cannot be read.
 
     Raises:
         DataError: A file cannot be read, and nothing is to be skipped.
     """
     values = np.full((manifest.entries, *manifest.columns[name][0]), np.nan)
+    lost: Lost = {}
     for entry, offset in zip(manifest.files, manifest.starts.tolist(), strict=False):
         with RootFile(entry.path, manifest.tree) as file:
             for start, stop in pairwise(file.column(name).offsets.tolist()):
@@ -315,5 +344,5 @@ def read_branch(manifest: Manifest, name: str, *, on_bad_file: str = "error") ->
                     if on_bad_file == "error":
                         raise
                     rows[...] = np.nan
-                    logger.warning("these entries count as unknown: %s", error.found)
-    return values
+                    lost[offset + start, offset + stop] = error.found
+    return values, lost

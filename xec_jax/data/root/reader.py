@@ -6,6 +6,7 @@ with weight 0. Numbers of events, shapes and the order of all others stay as the
 run can be resumed as if nothing was wrong.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -14,13 +15,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from xec_jax.data.invalid import dead_events, make_finite
+from xec_jax.data.invalid import check_light, dead_events, make_finite
 from xec_jax.data.root.file import RootFile
-from xec_jax.data.root.manifest import Manifest
+from xec_jax.data.root.manifest import Lost, Manifest
 from xec_jax.data.root.windows import Arrays, Ranges
 from xec_jax.data.source import Spec
 from xec_jax.errors import DataError
@@ -84,6 +86,7 @@ class Reader:
         threads: Threads that decompress. Each reads one branch of one range at a time, which
             keeps them busy whether the baskets are large or small.
         keep: bool, one per entry: False for those that are cut away; None keeps all.
+        lost: Entries that are known to be unreadable.
         skip: Whether entries that cannot be read are put into quarantine.
         convert: Changes the values of a key in place, once they are finite.
         judge: Called with the first events that are ever read and with the words that say
@@ -105,6 +108,7 @@ class Reader:
         window: int,
         threads: int,
         keep: np.ndarray | None = None,
+        lost: Lost | None = None,
         skip: bool = False,
         convert: Mapping[str, Callable[[np.ndarray], None]] | None = None,
         judge: Callable[[Arrays, str], None] = lambda arrays, where: None,
@@ -114,12 +118,17 @@ class Reader:
         if keep is not None:
             self.fate[~keep] = CUT
         self.quarantine: dict[tuple[str, int, int], str] = {}
+        for (start, stop), reason in (lost or {}).items():
+            index, first = manifest.locate(start)
+            self._quarantine(manifest.files[index].path, first, first + stop - start, reason)
+            self.fate[start:stop] = LOST
         self._manifest, self._chunks = manifest, chunks
         self._branches, self._spec = branches, spec
         self._window = window
         self._skip, self._convert, self._judge = skip, convert or {}, judge
         self._spare: Arrays = {}
         self._is_sparse = False  # some range was
+        self._is_judged = False
         self._free: list[Arrays] = []
         self._files: dict[int, RootFile] = {}
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="xec-root")
@@ -137,11 +146,10 @@ class Reader:
 
         Raises:
             DataError: A file cannot be read or has changed and nothing is to be skipped, no
-                event of the data set can be read, or the first range that is ever read has no
+                event of the data set can be read, or the first range with readable events has no
                 valid sensor at all.
         """
         begun = time.perf_counter()
-        is_first = self.stats.chunks == 0
         arrays = self._gather(ranges)
         is_lost = arrays["weight"] == 0
         if is_lost.any():
@@ -149,8 +157,8 @@ class Reader:
                 self._spare = self._find_spare()
             for key in self._branches:
                 arrays[key][is_lost] = self._spare[key]
-        if is_first and not is_lost.all():
-            self._look_at(arrays, *ranges[0])
+        if not self._is_judged and not is_lost.all():
+            self._look_at(arrays, ranges)
         self.stats.chunks += len(ranges)
         self.stats.events += len(is_lost)
         self.stats.read_s += time.perf_counter() - begun
@@ -285,10 +293,12 @@ class Reader:
             )
 
     def _salvage(self, file: RootFile, branch: str, values: np.ndarray, piece: _Piece) -> None:
-        """Reads what can be read, cluster by cluster: what is lost depends on the file alone."""
+        """Reads what can be read, basket by basket: what is lost depends on the file alone."""
         first, stop = piece.first, piece.first + len(values)
-        clusters = self._manifest.files[piece.number].clusters
-        cuts = [first, *(entry for entry in clusters if first < entry < stop), stop]
+        baskets: list[int] = []
+        with contextlib.suppress(DataError):  # it cannot even be opened: all is lost
+            baskets = np.unique(file.column(branch).offsets).tolist()
+        cuts = [first, *(entry for entry in baskets if first < entry < stop), stop]
         for begin, end in pairwise(cuts):
             rows = slice(begin - first, end - first)
             try:
@@ -301,15 +311,17 @@ class Reader:
         """Puts entries of a file into quarantine, or ends the job."""
         if not self._skip:
             raise error
-        place = (str(self._manifest.files[piece.number].path), begin, end)
         with self._lock:
             piece.is_lost[begin - piece.first : end - piece.first] = True
-            if place in self.quarantine:
-                return
-            self.quarantine[place] = error.found
-        logger.warning(
-            "%s: entries %d to %d are in quarantine, they do not count: %s", *place, error.found
-        )
+            self._quarantine(self._manifest.files[piece.number].path, begin, end, error.found)
+
+    def _quarantine(self, path: Path, begin: int, end: int, reason: str) -> None:
+        place = (str(path), begin, end)
+        if place not in self.quarantine:
+            self.quarantine[place] = reason
+            logger.warning(
+                "%s: entries %d to %d are in quarantine, they do not count: %s", *place, reason
+            )
 
     def _find_spare(self) -> Arrays:
         """Returns the first event that can be read."""
@@ -326,21 +338,24 @@ class Reader:
             remedy="copy or produce the files again",
         )
 
-    def _look_at(self, arrays: Arrays, start: int, stop: int) -> None:
-        """Judges the good events of the first range that is ever read."""
-        n = int(np.count_nonzero(self.fate[start:stop] != CUT))
-        is_good = arrays["weight"][:n] > 0
-        sample = {key: values[:n][is_good][:SAMPLE] for key, values in arrays.items()}
+    def _look_at(self, arrays: Arrays, ranges: Ranges) -> None:
+        """Judges the good events of the first range that has any."""
+        row = 0
+        for start, stop in ranges:
+            rows = slice(row, row + int(np.count_nonzero(self.fate[start:stop] != CUT)))
+            is_good = arrays["weight"][rows] > 0
+            if is_good.any():
+                break
+            row = rows.stop
+        sample = {key: values[rows][is_good][:SAMPLE] for key, values in arrays.items()}
         index, first = self._manifest.locate(start)
         where = f"{self._manifest.files[index].path}: tree {self._manifest.tree!r}"
-        if "npho" in sample and n and is_good.any() and dead_events(sample["npho"]).all():
-            raise DataError(
-                f"{where}, branch {self._branches['npho']!r}: no valid sensor in entries {first} "
-                f"to {first + stop - start}",
-                expected="photons above 0 and below 9e9 in some sensors",
-                remedy="check the calibration that wrote the file, or choose another branch",
-            )
+        if "npho" in sample:
+            branch = self._branches["npho"]
+            place = f"{where}, branch {branch!r}, entries {first} to {first + stop - start}"
+            check_light(sample["npho"], place)
         self._judge(sample, where)
+        self._is_judged = True
 
     def _close_files(self) -> None:
         for file in self._files.values():

@@ -24,7 +24,7 @@ from xec_jax.data.invalid import make_relative, rescale
 from xec_jax.data.root.manifest import Pattern, build_manifest, resolve_paths
 from xec_jax.data.root.reader import CUT, LOST, SEEN, UNREAD, Reader, Stats
 from xec_jax.data.root.windows import Arrays, Ranges, Window, WindowCache, plan_windows
-from xec_jax.data.source import Spec
+from xec_jax.data.source import Spec, batch_dtype, check_extra
 from xec_jax.data.survey.first_look import look
 from xec_jax.errors import ConfigError, DataError
 
@@ -50,9 +50,9 @@ class RootSource:
         npho_branch: Branch behind `npho`.
         time_branch: Branch behind `time`; None for files without times, and no such key.
         extra: Further branches with the shape of one event, or their names alone. A branch that
-            no file has is left out of `spec`.
+            no file has is left out of `spec`, with `skip` also one that some files lack.
         real: Keys of `extra` that become float32 even if the files hold whole numbers, because
-            a network is to compute with them.
+            a network is to compute with them. With `skip`, files that lack one are left out.
         n_sensors: Number of photosensors.
         shuffle: False keeps the order of the files in training, too.
         shuffle_buffer: Events that are mixed completely.
@@ -62,9 +62,11 @@ class RootSource:
         smallest_read: Clusters with fewer events are read together.
         on_bad_file: `error`, or `skip`: files that cannot be used are left out, and entries that
             cannot be read become copies of another event with weight 0. Both are warnings.
-        fiducial: Limits of `fiducial.inside`; events outside are not part of the set.
+        fiducial: Limits of `fiducial.inside`; events outside are not part of the set, those whose
+            place cannot be read are quarantined like others that cannot be.
         derive_relative: Makes `relative_npho` from the branch `npho`, where it is asked for.
-        scale: Factors for values of `extra`, such as 1e-3 for energies in MeV.
+        scale: Factors for values of `extra`, such as 1e-3 for energies in MeV; they become
+            float32.
         normalization: Constants that the first events are compared with; None compares them
             with the names of their branches.
         strict_scheme: Values that do not fit the normalization are an error, not a warning.
@@ -106,18 +108,15 @@ class RootSource:
         if on_bad_file not in ("error", "skip"):
             raise ConfigError(f"data.on_bad_file is {on_bad_file!r}", expected="'error' or 'skip'")
         extra = dict(extra) if isinstance(extra, Mapping) else dict.fromkeys(extra)
-        if taken := sorted({"npho", "time", "weight"} & set(extra)):
-            raise ConfigError(
-                f"extra branches {taken} have names of other keys of the batch",
-                expected="branches besides npho, time and weight",
-                remedy="leave them out, or choose them as npho_branch or time_branch",
-            )
+        check_extra(extra)
         limits = {name: limit for name, limit in (fiducial or {}).items() if limit is not None}
         is_derived = derive_relative and npho_branch == "relative_npho"
         branches = {"npho": "npho" if is_derived else npho_branch}
         branches |= {"time": time_branch} if time_branch else {}
         needed: dict[str, tuple[int, ...] | None] = dict.fromkeys(branches.values(), (n_sensors,))
         needed |= {BRANCH: (3,)} if limits else {}
+        if on_bad_file == "skip":  # files without what a network needs are no use
+            needed |= {name: extra[name] for name in real if name in extra and name not in needed}
         optional = {name: shape for name, shape in extra.items() if name not in needed}
         try:
             self.manifest = build_manifest(
@@ -131,12 +130,12 @@ class RootSource:
                 expected=error.expected,
                 remedy=f"{error.remedy}; data.derive_relative=true makes it from npho",
             ) from error
-        columns = self.manifest.columns
+        columns, factors = self.manifest.columns, scale or {}
         branches |= {name: name for name in extra if name in columns}
         if absent := [name for name in extra if name not in columns]:
             logger.warning("%s: no branch %s; batches come without it", path, ", ".join(absent))
         self.spec: Spec = {
-            key: (columns[name][0], _batch_dtype(key, columns[name][1], real))
+            key: (columns[name][0], batch_dtype(key, columns[name][1], [*real, *factors]))
             for key, name in branches.items()
         } | {"weight": ((), np.dtype(np.float32))}
         for key, name in branches.items():
@@ -146,15 +145,17 @@ class RootSource:
         self.window = self._fit(max(1, shuffle_buffer), max_ram_gb)
         smallest = max(1, min(smallest_read, self.window // 4))
         chunks = self.manifest.chunks(smallest=smallest, largest=self.window)
-        keep = cut_of(self.manifest, limits, on_bad_file=on_bad_file)
+        keep, lost = cut_of(self.manifest, limits, on_bad_file=on_bad_file)
         sizes = [b - a if keep is None else int(np.count_nonzero(keep[a:b])) for a, b in chunks]
         # Chunks with nothing to keep are never read.
         self._chunks = [(*chunk, size) for chunk, size in zip(chunks, sizes, strict=True) if size]
         self._size, self._served, self._is_closed = sum(sizes), 0, False
         self._settings: dict[str, Any] = {"fiducial": limits} if limits else {}
+        if lost:  # they count as inside, so that there are other events in an epoch
+            self._settings["lost"] = sorted(lost)
         if is_derived:
             self._settings["relative_npho"] = "derived"
-        factors = {key: factor for key, factor in (scale or {}).items() if key in self.spec}
+        factors = {key: factor for key, factor in factors.items() if key in self.spec}
         if factors:
             self._settings["scale"] = factors
         self._shuffle = shuffle
@@ -167,6 +168,7 @@ class RootSource:
             window=self.window,
             threads=threads,
             keep=keep,
+            lost=lost,
             skip=on_bad_file == "skip",
             convert={key: partial(rescale, factor=factor) for key, factor in factors.items()}
             | ({"npho": make_relative} if is_derived else {}),
@@ -341,9 +343,3 @@ class RootSource:
                 )
                 break
         return window
-
-
-def _batch_dtype(key: str, stored: np.dtype, real: Collection[str]) -> np.dtype:
-    """Returns what a branch becomes: float32, or int64 for identifiers."""
-    is_real = key in ("npho", "time", *real) or stored.kind == "f"
-    return np.dtype(np.float32 if is_real else np.int64)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from xec_jax.data.survey.files import NUMBERS, FileReport, Problem
+from xec_jax.data.survey.files import NUMBERS, FileReport, Level, Problem
 from xec_jax.data.survey.questions import TRUTH
 
 
@@ -45,7 +45,7 @@ def _same_files(reports: Sequence[FileReport]) -> tuple[list[Problem], list[File
 
 
 def _same_events(reports: Sequence[FileReport]) -> list[Problem]:
-    """Looks for events with the same numbers, and among them for the same photons."""
+    """Looks for events with the same photons, whatever their numbers, and with the same numbers."""
     if not reports:
         return []
     numbers = np.concatenate([report.numbers for report in reports])
@@ -53,41 +53,44 @@ def _same_events(reports: Sequence[FileReport]) -> list[Problem]:
     is_numbered = np.concatenate(known)
     lit = np.concatenate([report.lit for report in reports])
     run, event, light = numbers.T
-    order = np.lexsort((light, event, run))
-    before, after = order[:-1], order[1:]
-    same = (run[before] == run[after]) & (event[before] == event[after])
-    # Without numbers, only events with light can be recognized, by their light.
-    same_light = same & (light[before] == light[after]) & (lit[before] | is_numbered[before])
-    same_numbers = same & ~same_light & is_numbered[before] & is_numbered[after]
+
+    def neighbors(order: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Returns rows that are side by side, and what they have in common."""
+        a, b = order[:-1], order[1:]
+        same_numbers = (run[a] == run[b]) & (event[a] == event[b]) & is_numbered[a] & is_numbered[b]
+        return a, b, light[a] == light[b], same_numbers
+
     starts = np.cumsum([0, *(len(report.numbers) for report in reports)])
 
-    def show(pairs: np.ndarray) -> str:
-        first = int(np.argmax(pairs))
-        rows = sorted((int(before[first]), int(after[first])))
-        files = [int(np.searchsorted(starts, row, side="right")) - 1 for row in rows]
-        where = " and ".join(
-            f"entry {row - starts[file]} of {reports[file].path}"
-            for row, file in zip(rows, files, strict=True)
-        )
-        who = f"run {run[rows[0]]}, event {event[rows[0]]}: " if is_numbered[rows[0]] else ""
-        return f"(the first: {who}{where})"
+    def show(before: np.ndarray, after: np.ndarray, pairs: np.ndarray) -> str:
+        first = int(np.argmin(np.where(pairs, np.minimum(before, after), len(run))))
+        where = []
+        for row in sorted((int(before[first]), int(after[first]))):
+            file = int(np.searchsorted(starts, row, side="right")) - 1
+            who = f"run {run[row]}, event {event[row]}, " if is_numbered[row] else ""
+            where.append(f"{who}entry {row - starts[file]} of {reports[file].path}")
+        return f"(the first: {' and '.join(where)})"
 
     problems = []
+    before, after, same_light, same = neighbors(np.lexsort((event, run, light)))
+    same_light &= lit[before] | same  # all dark events have the same photons
     if n := int(same_light.sum()):
         problems.append(
             Problem(
                 "error",
                 "same_events",
-                f"{n} events come twice, with the same photons {show(same_light)}",
+                f"{n} events come twice, with the same photons {show(before, after, same_light)}",
                 "leave one of the files out, or make them again without repetitions",
             )
         )
-    if n := int(same_numbers.sum()):
+    before, after, same_light, same = neighbors(np.lexsort((light, event, run)))
+    if n := int((same & ~same_light).sum()):
         problems.append(
             Problem(
                 "warning",
                 "same_numbers",
-                f"{n} pairs of run and event are used for different events {show(same_numbers)}",
+                f"{n} pairs of run and event are used for different events "
+                + show(before, after, same & ~same_light),
                 "predictions can then be told apart by file and entry only",
             )
         )
@@ -105,9 +108,10 @@ def _other_branches(reports: Sequence[FileReport], inputs: Sequence[str]) -> lis
         if not differing:
             continue
         matters = [name for name in differing if name in (*inputs, *NUMBERS, *TRUTH)]
+        level: Level = "error" if {*inputs} & {*differing} else "warning" if matters else "note"
         problems.append(
             Problem(
-                "error" if matters else "note",
+                level,
                 "other_branches",
                 f"{report.path} differs from {reports[0].path} in the branches "
                 + ", ".join(matters or differing),

@@ -25,14 +25,15 @@ class Counts:
 
     def __init__(self) -> None:
         self.values = self.nan = self.inf = self.marker = self.negative = self.zero = 0
-        self.low: float | None = None
-        self.high: float | None = None
+        self.low: int | float | None = None
+        self.high: int | float | None = None
         self._sample = np.empty(0)
         self._stride = 1
 
     def update(self, values: np.ndarray) -> None:
         """Adds the values of some events, of any shape."""
         values = values.reshape(-1)
+        first = -(self.values - self.invalid) % self._stride  # as if it all came at once
         size = np.abs(values) if values.dtype.kind == "f" else values
         valid = values
         if size.dtype.kind == "f" and not (fine := size <= INVALID_ABOVE).all():
@@ -46,8 +47,9 @@ class Counts:
         if values.dtype.kind in "fi":
             self.negative += int(np.count_nonzero(valid < 0))
         if len(valid):
-            self._extend(float(valid.min()), float(valid.max()))
-        self._keep(valid[:: self._stride])
+            number = float if valid.dtype.kind == "f" else int
+            self._extend(number(valid.min()), number(valid.max()))
+        self._keep(valid[first :: self._stride])
 
     def add(self, other: "Counts") -> None:
         """Adds the statistics of another file."""
@@ -75,7 +77,7 @@ class Counts:
         numbers = {name: getattr(self, name) for name in self.NUMBERS}
         return numbers | {"min": self.low, "median": self.percentile(50), "max": self.high}
 
-    def _extend(self, low: float, high: float) -> None:
+    def _extend(self, low: int | float, high: int | float) -> None:
         self.low = low if self.low is None else min(self.low, low)
         self.high = high if self.high is None else max(self.high, high)
 

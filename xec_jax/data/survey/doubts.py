@@ -58,6 +58,12 @@ SAMPLE_EVENTS = 1024
 FEW, MANY, MOST = 0.01, 0.1, 0.5  # shares of events
 
 RULES = {
+    "npho_size_broken": Rule(
+        f"goes beyond {LARGEST_NPHO:g} photons in single sensors",
+        "set broken values to 1e10, which marks invalid sensors, or name the sensors in a list of "
+        "dead channels",
+        {0: "npho_outliers"},
+    ),
     "npho_size": Rule(
         f"goes beyond {LARGEST_NPHO:g} photons per sensor",
         "values must be in photons; set broken ones to 1e10, which marks invalid sensors",
@@ -82,13 +88,19 @@ RULES = {
         "holds fractions of the brightest sensor in place of photons",
         "choose the branch with photons (npho), or data.npho_branch = 'relative_npho' with the "
         "legacy constants (npho_scale 0.58, npho_scale2 1, time_scale 6.5e-8, time_shift 0.5)",
-        {MOST: "scheme"},
+        {FEW: "scheme_outliers", MOST: "scheme"},
     ),
     "photons": Rule(
         "holds photons in place of fractions of the brightest sensor",
         "choose the branch relative_npho, or data.npho_branch = 'npho' with the constants for "
         "photons (npho_scale 1000, npho_scale2 4.08, time_scale 1.14e-7, time_shift -0.46)",
-        {MOST: "scheme"},
+        {FEW: "scheme_outliers", MOST: "scheme"},
+    ),
+    "time_size_broken": Rule(
+        f"goes beyond {LARGEST_TIME_S:g} s in single sensors",
+        "set broken values to 1e10, which marks invalid sensors, or name the sensors in a list of "
+        "dead channels",
+        {0: "time_outliers"},
     ),
     "time_size": Rule(
         f"goes beyond {LARGEST_TIME_S:g} s",
@@ -107,9 +119,9 @@ RULES = {
     ),
     "energy_unit": Rule(
         "is no energy of a photon",
-        "energies must be in GeV; set data.energy_unit = 'MeV' for files that hold MeV, and only "
-        "for these",
-        {MOST: "energy_unit"},
+        "name the unit that all files hold: data.energy_unit = 'GeV' or 'MeV' (in xec_jax.check: "
+        "--energy_unit)",
+        {0: "energy_range", MOST: "energy_unit"},
     ),
     "energy_range": Rule(
         f"is outside 0 to {1000 * LARGEST_ENERGY_GEV:g} MeV",
@@ -124,12 +136,12 @@ RULES = {
     "true_time": Rule(
         "has a size that cannot be ns",
         "true times must be in ns (those of the sensors are in s)",
-        {MOST: "true_time_unit"},
+        {FEW: "true_time_outliers", MOST: "true_time_unit"},
     ),
     "radians": Rule(
         "looks like radians",
         "emission angles (theta, phi) must be in degrees",
-        {MOST: "angle_unit"},
+        {0: "angle_outliers", MOST: "angle_unit"},
     ),
     "norm": Rule(
         "has another length than 1", "emission vectors must be unit vectors", {FEW: "vector_norm"}

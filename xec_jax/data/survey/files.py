@@ -1,5 +1,6 @@
 """A look at every event of some files before a long job: what is there, and what is wrong."""
 
+import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -254,7 +255,7 @@ class Survey:
             _note(report, "error", "read", text, first.remedy)
         _note_doubts(report, findings)
         for name in dict.fromkeys((self._npho, "npho", "relative_npho")):
-            if name in counts and (high := counts[name].percentile(99.9)) is not None:
+            if name in counts and (high := counts[name].percentile(99.9) or 0) > 0:
                 is_fraction = high <= questions.LARGEST_FRACTION
                 report.scheme[name] = "fractions" if is_fraction else "photons"
         report.branches = {name: count.as_dict() for name, count in counts.items()}
@@ -270,7 +271,8 @@ def _identify(
     for place, name in enumerate(NUMBERS):
         if name in report.numbered:
             numbers[:, place] = np.nan_to_num(arrays[name].reshape(len(npho)))
-    numbers[:, 2] = npho.view(np.int32).sum(axis=1, dtype=np.int64)
+    hashes = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in npho)
+    numbers[:, 2] = np.frombuffer(hashes, np.int64)
     lit = ~dead_events(npho)
     for row in np.flatnonzero(~lit)[: EXAMPLES - len(report.dark_events)].tolist():
         who = dict(zip(NUMBERS, numbers[row, :2].tolist(), strict=True))

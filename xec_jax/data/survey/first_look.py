@@ -24,7 +24,7 @@ def look(
 
     Args:
         arrays: The events by key of the batch.
-        where: Where they are from: file, tree, entries.
+        where: Where they are from, file and tree.
         names: Branch behind each key that is to be looked at, `npho` among them.
         normalization: See `doubts`.
         strict_scheme: Whether values that do not fit the normalization are an error.

@@ -18,6 +18,7 @@ LARGEST_TIME_S = 1e-5  # the digitizers record 1e-6 s
 BRIGHT_NPHO = 100.0  # photons; a sensor with more of them should have a time
 LARGEST_FRACTION = 1.5  # of the brightest sensor: `relative_npho` is at most 1
 LARGEST_ENERGY_GEV = 0.15  # the most energetic photons of pion capture have 0.129
+BROKEN_SENSORS = 0.01  # a larger share with impossible values is a wrong unit, not broken sensors
 
 SHAPES: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("energyTruth", "energyReco", "timeTruth"), ()),
@@ -58,7 +59,7 @@ def gather(
     normalization: Mapping[str, Any] | None = None,
     energy_unit: str = "GeV",
 ) -> Findings:
-    """Asks all questions about some events; arguments as for `plausible.doubts`."""
+    """Asks all questions about some events; arguments as for `doubts.doubts`."""
     arrays = {name: _flat(np.asarray(values)) for name, values in arrays.items()}
     arrays = {
         name: values
@@ -141,11 +142,14 @@ def _size(
     unit: str,
 ) -> None:
     beyond = usable & (np.abs(values) > limit)
+    n_beyond = beyond.sum(axis=1)
+    is_broken = n_beyond <= BROKEN_SENSORS * usable.sum(axis=1)
 
     def show(event: int) -> str:
         return ", ".join(f"{value:.3g}" for value in values[event][beyond[event]][:3]) + f" {unit}"
 
-    note(rule, name, beyond.any(axis=1), show)
+    note(f"{rule}_broken", name, (n_beyond > 0) & is_broken, show)
+    note(rule, name, (n_beyond > 0) & ~is_broken, show)
 
 
 def _relative(note: Callable, sensors: Arrays, arrays: Arrays) -> None:
@@ -195,19 +199,18 @@ def _truth(note: Callable, arrays: Arrays) -> None:
         note("true_time", "timeTruth", wrong, lambda e: f"{time[e]:.3g}", good["timeTruth"])
     angles = truth.get("emiAng")
     if angles is not None:
-        wrong = np.abs(angles).max(axis=1) <= 3.2
-        note("radians", "emiAng", wrong, lambda e: _show(angles[e]), good["emiAng"])
-        radians = bool(wrong.any())
+        radians = np.abs(angles).max(axis=1) <= 3.2
+        note("radians", "emiAng", radians, lambda e: _show(angles[e]), good["emiAng"])
     if "emiVec" in truth:
         vector = truth["emiVec"]
         norm = np.linalg.norm(vector, axis=1)
         off = np.abs(norm - 1) > 1e-3
         note("norm", "emiVec", off, lambda e: f"{norm[e]:.3g}", good["emiVec"])
-        if angles is not None and not radians:
+        if angles is not None:
             theta, phi = np.deg2rad(angles).T
             sine = np.sin(theta)
             by_angles = np.stack([-sine * np.cos(phi), sine * np.sin(phi), np.cos(theta)], -1)
-            both = good["emiVec"] & good["emiAng"] & ~off
+            both = good["emiVec"] & good["emiAng"] & ~off & ~radians
             wrong = _degrees(by_angles, vector) > 0.1
             note("direction", "emiAng", wrong, lambda e: _show(angles[e]) + " degrees", both)
         if {"xyzTruth", "xyzVTX"} <= truth.keys():

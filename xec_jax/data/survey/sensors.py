@@ -8,7 +8,7 @@ import numpy as np
 from xec_jax.data.dead import DeadChannels, is_invalid, patterns_of
 from xec_jax.geometry import N_SENSORS, design_positions
 
-ASKED_EVENTS = 64  # of those added at a time; sensors need not be compared in every event
+ASKED_EVENTS, ASKED_STEP = 128, 16  # sensors are compared in the first ones, then in every 16th
 ENOUGH_EVENTS = 20  # for a judgement about a sensor
 NEIGHBORS = 8
 HOT, BLIND = 5.0, 0.3  # times the light of the neighbors,
@@ -19,7 +19,8 @@ class SensorHealth:
     """What each sensor did, added up over events.
 
     Attributes:
-        events: Number of events per run; the run is None where files do not say it.
+        events: Number of events with a usable number per run; the run is None where files do not
+            say it. Others say nothing about single sensors.
         invalid: Per run, events int32 (s,) in which a sensor had no usable photon count.
     """
 
@@ -38,6 +39,9 @@ class SensorHealth:
         bad = is_invalid(npho)
         if dead is not None:
             bad |= dead != 0
+        keep = ~bad.all(axis=1)
+        npho, bad, runs = npho[keep], bad[keep], None if runs is None else runs[keep]
+        number = sum(self.events.values()) + np.arange(len(npho))
         groups: list[tuple[int | None, np.ndarray | slice]] = [(None, slice(None))]
         if runs is not None:
             groups = [(int(run), runs == run) for run in np.unique(runs)]
@@ -45,8 +49,8 @@ class SensorHealth:
             part = bad[rows]
             self.events[run] += len(part)
             self.invalid[run] += part.sum(axis=0, dtype=np.int32)
-        rows = slice(None, None, -(-len(npho) // ASKED_EVENTS))
-        self._compare(npho[rows], bad[rows])
+        asked = (number < ASKED_EVENTS) | (number % ASKED_STEP == 0)
+        self._compare(npho[asked], bad[asked])
 
     def share_invalid(self) -> np.ndarray:
         """Returns the share of all events in which a sensor was invalid, float (s,)."""
@@ -56,6 +60,10 @@ class SensorHealth:
     def candidates(self, above: float) -> DeadChannels:
         """Returns the sensors that are dead, per run; see `patterns_of`."""
         return patterns_of(self.invalid, self.events, above=above)
+
+    def few(self) -> list[int | None]:
+        """Returns the runs with too few events for a judgement about their sensors."""
+        return [run for run, n in self.events.items() if 0 < n < ENOUGH_EVENTS]
 
     def hot(self) -> np.ndarray:
         """Returns the ids of sensors that see far more light than those around them."""

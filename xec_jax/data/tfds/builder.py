@@ -138,6 +138,7 @@ class XecEvents(tfds.core.GeneratorBasedBuilder):
             "time_branch": recipe.time_branch,
             "columns": columns,
             "packing": {key: packing and asdict(packing) for key, packing in self._packing.items()},
+            "bad_files": dict(self._source.manifest.left_out),
         }
 
     def _split_generators(self, dl_manager: Any) -> Mapping[str, Any]:
@@ -145,13 +146,15 @@ class XecEvents(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         number = 0
-        for arrays, _ in self._stored(0, self._source.steps_per_epoch(size=BATCH, train=False)):
+        for arrays, *_ in self._stored(0, self._source.steps_per_epoch(size=BATCH, train=False)):
             for row in range(len(arrays["npho"])):
                 yield number, {key: values[row] for key, values in arrays.items()}
                 number += 1
 
-    def _stored(self, begin: int, end: int) -> Iterator[tuple[dict[str, np.ndarray], Counter[str]]]:
-        """Yields events as they are stored, and numbers per key that were out of range."""
+    def _stored(
+        self, begin: int, end: int
+    ) -> Iterator[tuple[dict[str, np.ndarray], Counter[str], int]]:
+        """Yields events as they are stored, numbers per key out of range, and events skipped."""
         for step in range(begin, end):
             batch = self._source.batch(step, size=BATCH, train=False)
             real = batch.pop("weight") > 0
@@ -165,11 +168,13 @@ class XecEvents(tfds.core.GeneratorBasedBuilder):
                 else:
                     batch[key] = batch[key][real]
             others = {key: batch[key][real] for key in self.columns if key not in self._packing}
-            yield {**{key: batch[key] for key in self._packing}, **others}, outside
+            skipped = min(BATCH, len(self._source) - step * BATCH) - int(real.sum())
+            yield {**{key: batch[key] for key in self._packing}, **others}, outside, skipped
 
     def _out_of_range(self, key: str, packing: Packing, x: np.ndarray, step: int) -> DataError:
         low, high = packing.range
         valid = x[x < 9e9]
+        marker = "-1e10 seems to be a marker, write 1e10; " if valid.min() < -9e9 else ""
         n = int(np.count_nonzero((valid < low) | (valid > high)))
         unit, factor = ("ns", 1e9) if key == "time" else ("photons", 1)
         option = "--time_range, " if key == "time" else ""
@@ -178,7 +183,7 @@ class XecEvents(tfds.core.GeneratorBasedBuilder):
             f"{step * BATCH} to {step * BATCH + len(x)} are out of range: they reach from "
             f"{valid.min() * factor:g} to {valid.max() * factor:g} {unit}",
             expected=f"{low * factor:.6g} to {high * factor:.6g} {unit}",
-            remedy=f"{option}--encoding float32, or --clip to give them the end of the range",
+            remedy=f"{marker}{option}--encoding float32, or --clip to give them the range's end",
         )
 
     def write_shard(self, path: Path, begin: int, end: int) -> None:
@@ -197,13 +202,14 @@ class XecEvents(tfds.core.GeneratorBasedBuilder):
         part, part_of_notes = path.with_name(path.name + mine), notes.with_name(notes.name + mine)
         small: dict[str, list[np.ndarray]] = {k: [] for k in self.columns if k not in SENSOR_KEYS}
         outside: Counter[str] = Counter()
-        events = 0
+        events = skipped = 0
         layout: Layout | None = None
         options = "uncompressed" if self._recipe.compression == "none" else "zstd:3"
         try:
             writer = ArrayRecordWriter(str(part), f"group_size:1,{options}")
-            for arrays, more in self._stored(begin, end):
+            for arrays, more, lost in self._stored(begin, end):
                 outside += more
+                skipped += lost
                 if not len(arrays["npho"]):
                     continue
                 layout = layout or Layout(self._record(arrays), self.columns)
@@ -217,8 +223,9 @@ class XecEvents(tfds.core.GeneratorBasedBuilder):
                 raise RuntimeError(f"{found} of {events} events arrived")
             columns = {f"column_{key}": np.concatenate(v) for key, v in small.items() if v}
             counts = {f"outside_{key}": np.array(n) for key, n in outside.items()}
+            counts |= {"events": np.array(events), "skipped": np.array(skipped)}
             with part_of_notes.open("wb") as file:
-                np.savez(file, allow_pickle=False, events=np.array(events), **columns, **counts)
+                np.savez(file, allow_pickle=False, **columns, **counts)
             part.rename(path)
             part_of_notes.rename(notes)  # from now on the file counts as finished
         except (OSError, RuntimeError) as error:
@@ -242,14 +249,16 @@ class XecEvents(tfds.core.GeneratorBasedBuilder):
             total: How many.
 
         Returns:
-            Numbers of `events`, of `bytes`, and of values `outside` of the range per key.
+            Numbers of `events`, of events `skipped`, of `bytes`, and of values `outside` of the
+            range per key; and the reasons why `bad_files` were left out.
         """
         paths = [folder / shard_name(number, total) for number in range(total)]
-        lengths, outside = [], Counter[str]()
+        lengths, skipped, outside = [], 0, Counter[str]()
         columns: dict[str, list[np.ndarray]] = {}
         for path in paths:
             with np.load(notes_of(path), allow_pickle=False) as notes:
                 lengths.append(int(notes["events"]))
+                skipped += int(notes["skipped"])
                 for name in notes.files:
                     kind, _, key = name.partition("_")
                     if kind == "column":
@@ -270,14 +279,15 @@ class XecEvents(tfds.core.GeneratorBasedBuilder):
                 truth = {key: np.concatenate(parts) for key, parts in columns.items()}
                 np.savez(file, allow_pickle=False, **truth)
             self.info.set_splits(tfds.core.splits.SplitDict([split]))
-            self.info.metadata["outside"] = dict(outside)
+            self.info.metadata.update({"outside": dict(outside), "skipped": skipped})
             self.info.write_to_directory(folder)
-            for path in paths:
-                notes_of(path).unlink()
             sync_folder(folder)
         except OSError as error:
             raise _disk_error(folder, error) from error
-        return {"events": sum(lengths), "bytes": size, "outside": dict(outside)}
+        return {
+            **{"events": sum(lengths), "skipped": skipped, "bytes": size},
+            **{"outside": dict(outside), "bad_files": self.info.metadata["bad_files"]},
+        }
 
 
 def notes_of(path: Path) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from xec_jax.data.root.header import describe, suggest
-from xec_jax.data.root.manifest import Pattern
+from xec_jax.data.root.manifest import Pattern, natural
 from xec_jax.data.tfds.records import Columns
 from xec_jax.errors import ConfigError, DataError
 
@@ -126,7 +126,7 @@ def shard_name(number: int, total: int) -> str:
 
 
 def open_caches(pattern: Pattern) -> list[Cache]:
-    """Finds the caches behind a folder, a glob, or a list of these, in the order of their names.
+    """Finds the caches behind a folder, a glob, or a list of these, `part2` before `part10`.
 
     Raises:
         DataError: Nothing there, or no cache.
@@ -142,7 +142,7 @@ def open_caches(pattern: Pattern) -> list[Cache]:
             remedy="check the path; relative paths start in the working directory",
         )
     unique = {os.path.realpath(name): name for name in found}
-    caches = [Cache.open(Path(name)) for name in sorted(unique.values())]
+    caches = [Cache.open(path) for path in sorted(map(Path, unique.values()), key=natural)]
     for cache in caches[1:]:
         for key, value in cache.content.items():
             if value != caches[0].content[key]:

@@ -67,7 +67,8 @@ class Packing:
         valid = np.isfinite(x) & (x <= INVALID_ABOVE)
         x = np.where(valid, x, 0.0) / self.unit
         if self.curve == "root":
-            x = np.copysign(PER_ROOT * (np.sqrt(np.abs(x) + 1) - 1), x)
+            # sqrt(|x| + 1) - 1, but not 0 for the tiniest numbers
+            x = PER_ROOT * x / (np.sqrt(np.abs(x) + 1) + 1)
         step = np.copysign(np.ceil(np.abs(x)), x)
         inside = np.clip(step, self.lowest, self.lowest + CODES - 1)
         codes = np.where(valid, inside - self.lowest + 1, 0).astype(np.uint16)
@@ -112,5 +113,5 @@ def times(low_ns: float, high_ns: float) -> Packing:
             expected="a number below 0 and one above",
         )
     picoseconds = int(np.ceil(1000 * (high_ns - low_ns) / (CODES - 3)))
-    lowest = int(np.floor(1000 * low_ns / picoseconds)) - 1
+    lowest = int(np.floor(1000 * low_ns / picoseconds - 0.5))  # its middle lies half a step higher
     return Packing("linear", picoseconds * 1e-12, lowest)

@@ -21,13 +21,12 @@ import numpy as np
 
 from xec_jax.data import order
 from xec_jax.data.fiducial import BRANCH, Limits, cut
-from xec_jax.data.invalid import make_finite, make_relative, rescale
+from xec_jax.data.invalid import check_light, make_finite, make_relative, rescale
 from xec_jax.data.root.manifest import Pattern
-from xec_jax.data.source import Spec
+from xec_jax.data.source import Spec, batch_dtype, check_extra
 from xec_jax.data.survey.first_look import look
 from xec_jax.data.tfds.folder import (
     BUILD_AGAIN,
-    SENSOR_KEYS,
     Cache,
     damaged,
     open_caches,
@@ -69,9 +68,10 @@ class TfdsSource:
         spec: Shape of one event and dtype of each key.
 
     Raises:
-        ConfigError: The cache holds other branches than asked for.
-        DataError: A folder is no cache, a file is missing or damaged, or no event is left, or they
-            do not fit the normalization.
+        ConfigError: The cache holds other branches than asked for, or `extra` names a key that
+            the batch has anyway.
+        DataError: A folder is no cache, a file is missing or damaged, no event is left, or the
+            first ones have no valid sensor or do not fit the normalization.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class TfdsSource:
         normalization: Mapping[str, Any] | None = None,
         strict_scheme: bool = False,
     ) -> None:
+        check_extra(extra)
         self._caches = open_caches(path)
         first = self._caches[0]
         pair = (npho_branch, first.metadata["npho_branch"])
@@ -112,14 +113,15 @@ class TfdsSource:
             if packing
         }
         self.spec: Spec = {
-            key: (columns[key][0], _batch_dtype(key, columns[key][1], real)) for key in keys
+            key: (columns[key][0], batch_dtype(key, columns[key][1], [*real, *(scale or {})]))
+            for key in keys
         } | {"weight": ((), np.dtype(np.float32))}
         self._shuffle = shuffle
-        self._files = _Files(self._caches)
         self._kept: np.ndarray | None = None  # numbers of the events inside of the cut
         if limits := {k: v for k, v in (fiducial or {}).items() if v is not None}:
             uvw = read_columns(path, {BRANCH: (3,)})[BRANCH]
             self._kept = np.flatnonzero(cut(uvw, limits))
+        self._files = _Files(self._caches)
         factors = {key: factor for key, factor in (scale or {}).items() if key in self.spec}
         self._convert: dict[str, Callable[[np.ndarray], None]] = {
             key: partial(rescale, factor=factor) for key, factor in factors.items()
@@ -134,6 +136,7 @@ class TfdsSource:
         names |= {"time": time_branch} if time_branch else {}
         try:
             sample = self.batch(0, size=min(SAMPLE, len(self)), train=False)
+            check_light(sample["npho"], str(first.path))
             look(
                 *(sample, str(first.path), names),
                 normalization=normalization,
@@ -229,11 +232,15 @@ class _Files:
                 raise DataError(f"{path} is missing", remedy=BUILD_AGAIN)
         self._readers: dict[int, Any] = {}
         self._lock = threading.Lock()
-        record = self._records(0, [0])[0]
+        number = int(np.argmax(np.diff(self._starts) > 0))  # the first file with events
         try:
-            self._layout = Layout(record, caches[0].columns)
+            self._layout = Layout(self._records(number, [0])[0], caches[0].columns)
         except ValueError as error:
-            raise damaged(self._paths[0], error) from error
+            self.close()
+            raise damaged(self._paths[number], error) from error
+        except DataError:
+            self.close()
+            raise
 
     def read(self, events: np.ndarray, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns columns `[n, ...]` of the events with these numbers, as they are stored."""
@@ -290,12 +297,6 @@ def open_records(path: Path) -> Any:
     # Bytes that nobody asked for are not read; the threads are ours.
     options = "readahead_buffer_size:0,max_parallelism:0"
     return ArrayRecordReader(str(path), options=options, file_reader_buffer_size=32768)
-
-
-def _batch_dtype(key: str, stored: np.dtype, real: Collection[str]) -> np.dtype:
-    """Returns what a column becomes: float32, or int64 for identifiers."""
-    is_real = key in (*SENSOR_KEYS, *real) or stored.kind == "f"
-    return np.dtype(np.float32 if is_real else np.int64)
 
 
 def _check(cache: Cache, key: str, asked: str) -> None:

@@ -125,6 +125,55 @@ def test_a_fault_is_named(fault):
     assert all(doubt.remedy for doubt in found)
 
 
+def some(name, change):
+    """Changes 45 % of the events only, as one of several files with another unit does."""
+    return edit(name, lambda x: np.concatenate([change(x[:18]), x[18:]]))
+
+
+SOME = {
+    "some MeV": (some("energyTruth", lambda x: 1000 * x), "energy_range", "in 18 of 40"),
+    "one of 52.8 GeV": (edit("energyTruth", put(3, 52.8)), "energy_range", "such as 52.8 GeV"),
+    "some radians": (some("emiAng", np.deg2rad), "angle_outliers", "radians in 18 of 40"),
+    "some fractions": (some("npho", lambda x: x / 1e4), "scheme_outliers", "in 18 of 40"),
+    "some true times in s": (
+        some("timeTruth", lambda x: x * 1e-9),
+        *("true_time_outliers", "in 18 of 40"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SOME)
+def test_a_fault_of_some_events_is_a_warning(fault):
+    change, kind, words = SOME[fault]
+    events = {name: events for name, events in healthy().items() if "relative" not in name}
+    if fault == "some fractions":
+        events["npho"][:, 3] = 0  # instead of a marker that would be scaled with the rest
+    change(events)
+    (doubt,) = doubts(events)
+    assert doubt.kind == kind
+    assert kind not in SPOILS
+    assert words in doubt.found
+
+
+@pytest.mark.parametrize(("name", "value"), [("npho", 5e8), ("time", -0.5)])
+def test_a_sensor_that_is_always_broken_is_no_unit(name, value):
+    events = healthy(sensors=400)
+    events = {key: events[key] for key in ("npho", "time")}
+    events[name][:, 5] = value
+    (doubt,) = doubts(events, time_branch="time")
+    assert doubt.kind == f"{name}_outliers"
+    assert "in 40 of 40" in doubt.found
+    events[name][:, 5:15] = value  # too many to be broken
+    assert kinds(events, time_branch="time") == [f"{name}_unit"]
+
+
+def test_directions_are_judged_event_by_event():
+    events = healthy()
+    events["emiAng"][1:, 1] *= -1
+    events["emiAng"][0] = 0  # looks like radians
+    assert set(kinds(events)) == {"angle_outliers", "direction"}
+
+
 def test_one_fault_does_not_raise_others():
     """What a fault does not touch stays without doubt."""
     alone = {"another phi", "MeV", "radians", "truth lost", "true times in s", "another vertex"}
@@ -199,6 +248,6 @@ def test_branches_of_another_shape_are_not_looked_at():
 def test_kinds_are_known():
     every = {kind for rule in RULES.values() for kind in rule.kinds.values()}
     assert every >= SPOILS
-    assert {kind for _, kind, _ in FAULTS.values()} | {"truth_gaps"} == every
+    assert {kind for _, kind, _ in (*FAULTS.values(), *SOME.values())} | {"truth_gaps"} == every
     for rule in RULES.values():
         assert list(rule.kinds) == sorted(rule.kinds)

@@ -1,15 +1,23 @@
-"""The report of `xec_jax.check` in words and tables."""
+"""The report of `xec_jax.check`: plain values for JSON, and words and tables."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
+
+    from xec_jax.data.dead import DeadChannels
+    from xec_jax.data.survey.files import FileReport, Problem, Survey
+
+FORMAT = 1  # of the JSON report; keys are only ever added
 
 LEVELS = ("error", "warning", "note")
 COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 MOST_RUNS, MOST_FILES, MOST_BRANCHES = 12, 40, 40  # rows; JSON has them all
+MOST_NAMED = 4  # files that share a warning
 
 UNITS = {
     **dict.fromkeys(("npho", "npho_max_used"), "photons"),
@@ -23,6 +31,69 @@ UNITS = {
 }
 
 
+def to_dict(
+    survey: "Survey",
+    common: "Sequence[Problem]",
+    dead: "DeadChannels",
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Collects everything that the report says, as plain values.
+
+    Args:
+        survey: What was found.
+        common: Problems that are not about a single file.
+        dead: Candidates for the list of dead sensors.
+        settings: Options that decided.
+    """
+    import numpy as np
+
+    from xec_jax.data.dead import per_face
+
+    reports, health = survey.reports, survey.health
+    problems = [problem for report in reports for problem in report.problems] + [*common]
+    count = {level: sum(p.level == level for p in problems) for level in LEVELS}
+    return {
+        "format": FORMAT,
+        "verdict": _verdict(reports, count, common),
+        "exit_status": 2 if count["error"] else 0,
+        "counts": {f"{level}s": n for level, n in count.items()},
+        "settings": dict(settings),
+        "entries": sum(report.entries for report in reports),
+        "events_read": sum(len(report.numbers) for report in reports),
+        "branches": {name: counts.as_dict() for name, counts in survey.branches.items()},
+        "dead_sensors": [
+            {
+                "run": run,
+                "events": health.events[run],
+                "sensors": np.flatnonzero(pattern).tolist(),
+                "per_face": per_face(pattern),
+            }
+            for run, pattern in dead.items()
+        ],
+        "hot_sensors": health.hot().tolist(),
+        "blind_sensors": health.blind().tolist(),
+        "problems": [asdict(problem) for problem in common],
+        "files": [report.as_dict() for report in reports],
+    }
+
+
+def _verdict(
+    reports: "Sequence[FileReport]", count: dict[str, int], common: "Sequence[Problem]"
+) -> str:
+    """Returns one line: whether a training can start, and what to do otherwise."""
+    events = sum(len(report.numbers) for report in reports)
+    n = {level: plural(number, level) for level, number in count.items()}
+    if not count["error"]:
+        state = f"OK, with {n['warning']}" if count["warning"] else "OK"
+        return f"{state}: {plural(events, 'event')} in {plural(len(reports), 'file')}"
+    bad = [str(report.path) for report in reports if not report.is_usable]
+    what = f"repair or leave out {', '.join(bad[:4])}"
+    what += f" and {len(bad) - 4} more" if len(bad) > 4 else ""
+    if not bad:
+        what = f"see {', '.join(sorted({p.kind for p in common if p.level == 'error'}))} above"
+    return f"NOT READY: {n['error']}, {n['warning']} in {plural(len(reports), 'file')}; {what}"
+
+
 def to_text(result: dict[str, Any], *, color: bool) -> str:
     """Returns the report in words.
 
@@ -31,7 +102,6 @@ def to_text(result: dict[str, Any], *, color: bool) -> str:
         color: Colors and the width of the terminal; without, plain lines that a pipe can take.
     """
     from rich.console import Console
-    from rich.text import Text
 
     width = max(shutil.get_terminal_size().columns, 110) if color else 200
     console = Console(width=width, highlight=False, force_terminal=color)
@@ -43,22 +113,31 @@ def to_text(result: dict[str, Any], *, color: bool) -> str:
             console.print(line, markup=False, soft_wrap=True)
         if result["dead_sensors"]:
             console.print(_dead(result["dead_sensors"]))
-        problems = [p for file in result["files"] for p in file["problems"]] + result["problems"]
-        for level, kind, remedy in dict.fromkeys(
-            (level, p["kind"], p["remedy"])
-            for level in LEVELS
-            for p in problems
-            if p["level"] == level
-        ):
-            same = [
-                p for p in problems if (p["level"], p["kind"], p["remedy"]) == (level, kind, remedy)
-            ]
-            more = f" (and {len(same) - 1} more like this)" if len(same) > 1 else ""
-            text = Text.assemble((f"{level} ", COLORS[level]), f"{kind}: {same[0]['found']}{more}")
+        for text in _problems(result):
             console.print(text, soft_wrap=True)
-            if remedy:
-                console.print(f"  remedy: {remedy}", markup=False, soft_wrap=True)
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+
+
+def _problems(result: dict[str, Any]) -> "Iterator[Text]":
+    """Says what is wrong, errors first, once for all files that share kind and remedy."""
+    from rich.text import Text
+
+    groups: dict[tuple[str, str, str], list[tuple[str, str]]] = {}
+    for file in [*result["files"], result]:
+        for p in file["problems"]:
+            same = groups.setdefault((p["level"], p["kind"], p["remedy"]), [])
+            same.append((p["found"], file.get("path", "")))
+    for level in LEVELS:
+        for (_, kind, remedy), same in [item for item in groups.items() if item[0][0] == level]:
+            (found, first), others = same[0], same[1:]
+            files = [path for path in dict.fromkeys(path for _, path in others) if path != first]
+            shown = files if level == "error" else files[:MOST_NAMED]
+            names = ", ".join(shown) + (", ..." if len(shown) < len(files) else "")
+            more = f" (and {len(others)} more like this" if others else ""
+            more += f": {names})" if names else ")" if others else ""
+            yield Text.assemble((f"{level} ", COLORS[level]), f"{kind}: {found}{more}")
+            if remedy:
+                yield Text(f"  remedy: {remedy}")
 
 
 def _table(title: str, *names: str) -> "Table":
@@ -81,7 +160,10 @@ def _files(files: list[dict[str, Any]]) -> "Table":
     def number(end: dict[str, int]) -> str:
         return ":".join(str(end[name]) for name in ("run", "event") if name in end)
 
-    for file in files[:MOST_FILES]:
+    def harm(file: dict[str, Any]) -> int:
+        return min((LEVELS.index(p["level"]) for p in file["problems"]), default=len(LEVELS))
+
+    for file in sorted(files, key=harm)[:MOST_FILES]:
         levels = [problem["level"] for problem in file["problems"]]
         found = [plural(levels.count(level), level) for level in LEVELS if level in levels]
         read, entries = file["events_read"], file["entries"]
@@ -116,6 +198,7 @@ def _branches(result: dict[str, Any]) -> "Table":
         return "" if x is None else f"{x:.10g}" if "int" in kind else f"{x:.4g}"
 
     for name, c in list(result["branches"].items())[:MOST_BRANCHES]:
+        unit = UNITS.get(name, "")
         bad = c["nan"] + c["inf"]
         invalid = bad + c["marker"]
         table.add_row(
@@ -126,7 +209,7 @@ def _branches(result: dict[str, Any]) -> "Table":
             share(c["negative"], c["values"] - invalid),
             share(c["zero"], c["values"] - invalid),
             *(value(c[key], types[name]) for key in ("min", "median", "max")),
-            UNITS.get(name, ""),
+            result["settings"]["energy_unit"] if unit == "GeV" else unit,
         )
     if len(result["branches"]) > MOST_BRANCHES:
         table.add_row(f"and {len(result['branches']) - MOST_BRANCHES} more")
