@@ -4,7 +4,8 @@
     python benchmarks/simulation.py --against OTHER/TREE --out simulation.json
 
 With `--against` another version of the package is measured in turns with this one, each in a
-process of its own, so that both see the same load of the machine. Ends after about two minutes.
+process of its own, so that both see the same load of the machine. The report says which kind of
+device it was. Ends after about two minutes.
 """
 
 import argparse
@@ -18,9 +19,10 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
+SPEEDS = ("cpu_ms_per_event", "events_per_s")
 
 
-def measure(events: int) -> dict[str, float]:
+def measure(events: int) -> dict[str, float | str]:
     """Simulates events with the default parameters; compilation is not counted."""
     import jax
 
@@ -33,7 +35,13 @@ def measure(events: int) -> dict[str, float]:
     for _ in simulate_range(0, 0, events):
         pass
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return {"cpu_ms_per_event": cpu / events * 1e3, "events_per_s": events / wall}
+    device = jax.devices()[0]
+    return {
+        "cpu_ms_per_event": cpu / events * 1e3,
+        "events_per_s": events / wall,
+        "backend": device.platform,
+        "device": device.device_kind,
+    }
 
 
 def main() -> None:
@@ -49,7 +57,7 @@ def main() -> None:
         print(json.dumps(measure(options.events)))
         return
     trees = {"this": HERE} | ({"other": options.against} if options.against else {})
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
+    found: dict[str, list[dict]] = {name: [] for name in trees}
     for _ in range(options.turns):
         for name, tree in trees.items():
             command = [sys.executable, __file__, "--once", "--events", str(options.events)]
@@ -58,7 +66,7 @@ def main() -> None:
             )
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
     report: dict[str, object] = {
-        name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        name: runs[0] | {key: statistics.median(run[key] for run in runs) for key in SPEEDS}
         for name, runs in found.items()
     }
     report["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"

@@ -69,7 +69,7 @@ def write_sample(
         files: Number of files that share the events evenly, in order.
         seed: Seed of the sample.
         energy: `flat` (15 to 60 MeV, the default) or `signal` (52.83 MeV); none for photons of
-            neutral pions, which have 54.9 and 82.9 MeV.
+            neutral pions, which have 54.9 and 82.9 MeV with the partner back to back.
         overwrite: Whether to remove the files of an earlier sample of this kind first.
         dead_channels: List of dead channels (`xec_jax.data.dead`) in place of random ones.
         parameters: Other values of `LxeParameters` by name.
@@ -292,7 +292,7 @@ def main(argv: Sequence[str]) -> int:
     lxe.add_argument(
         "--source",
         choices=["target", "cex"],
-        help="stopped muons (default), or neutral pions with lines at 54.9 and 82.9 MeV",
+        help="stopped muons (default), or neutral pions at 54.9 and 82.9 MeV (partner tagged)",
     )
     lxe.add_argument(
         "--energy", choices=list(ENERGY_MEV), help="15 to 60 MeV (default) or 52.83 MeV"

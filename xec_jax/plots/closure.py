@@ -23,8 +23,9 @@ def closure_figure(light: Mapping[str, Arrays], times: Arrays, slope: float) -> 
 
     Args:
         light: For each sample `energy` (n,) in GeV and `light` (n,) in photoelectrons of events at
-            one place, `uv` and `centroid` (n, 2) in cm of events of one energy; two samples.
-        times: `path` in cm, `late` and `sigma` in ns, of bins.
+            one place, `uv` and `centroid` (n, 2) in cm of events of one energy; two samples. The
+            centroid is drawn for the first.
+        times: `path` in cm, `late` and `sigma` in ns, of bins; of the first sample.
         slope: Refractive index over the speed of light, ns/cm.
     """
     figure = make_figure(11.4, 5.4, layout="constrained")
@@ -40,14 +41,14 @@ def closure_figure(light: Mapping[str, Arrays], times: Arrays, slope: float) -> 
             fit = np.polyval(np.polyfit(mev, phe, 1), mev)
             panels[0, 0].scatter(mev, phe / 1e3, color=color, label=name, **dots)
             panels[1, 0].scatter(mev, 100 * (phe / fit - 1), color=color, **dots)
-        first = next(iter(light.values()))
+        only, first = next(iter(light.items()))
         for i, name in enumerate("uv"):
             truth, centroid = first["uv"][:, i], first["centroid"][:, i]
             panels[0, 1].scatter(truth, centroid, color=COLORS[i], label=name, **dots)
             panels[1, 1].scatter(truth, centroid - truth, color=COLORS[i], **dots)
         panels[0, 0].set(title="sum of light", ylabel="light [1000 photoelectrons]")
-        panels[0, 1].set(title="charge centroid", ylabel="centroid [cm]")
-        panels[0, 2].set(title="light path", ylabel="time - emission - flight [ns]")
+        panels[0, 1].set(title=f"charge centroid ({only})", ylabel="centroid [cm]")
+        panels[0, 2].set(title=f"light path ({only})", ylabel="time - emission - flight [ns]")
         panels[1, 0].set_xlabel("energy [MeV]")
         panels[1, 1].set_xlabel("true u, v [cm]")
         panels[1, 2].set_xlabel("path of the light [cm]")
@@ -157,7 +158,7 @@ def bounds_figure(lines: Mapping[str, Arrays]) -> "Figure":
     """Draws the smallest possible errors of energy, position and time.
 
     Args:
-        lines: For each version of the bound `w` (k,) in cm, `energy` (l,) in GeV, `by_w` (k, 5) and
+        lines: For each bound or estimator `w` (k,) in cm, `energy` (l,) in GeV, `by_w` (k, 5) and
             `by_energy` (l, 5) in GeV, cm, cm, cm, ns.
     """
     from matplotlib.ticker import LogLocator, NullLocator
@@ -186,8 +187,8 @@ def bounds_figure(lines: Mapping[str, Arrays]) -> "Figure":
                 axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_major_formatter("{x:g}")
                 axes.yaxis.set_minor_locator(NullLocator())
-        panels[0, 0].set_ylabel("bound, 52.8 MeV")
-        panels[1, 0].set_ylabel("bound, w = 3 cm")
+        panels[0, 0].set_ylabel("standard deviation, 52.8 MeV")
+        panels[1, 0].set_ylabel("standard deviation, w = 3 cm")
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3, labelcolor=INK)
     return figure

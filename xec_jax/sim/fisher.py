@@ -1,22 +1,22 @@
-"""How well the calorimeter can measure a photon at all: the Cramer-Rao bound of single events.
+"""How well the calorimeter can measure a photon: Cramer-Rao bounds and linear estimators.
 
 The parameters of an event are (energy in GeV, u, v, w in cm, time of emission in ns). What the
 sensors measure, charges and times, has a mean that depends on them and a known spread; the Fisher
 information follows from the derivatives of the means, by automatic differentiation:
 `I = J^T C^-1 J`, and no unbiased estimator has a covariance below `I^-1`.
 
-Point-like: every sensor fluctuates for itself, C is diagonal. For charges its entries are
+Point-like (`bound`): every sensor fluctuates for itself, C is diagonal. For charges its entries are
 `mu (1 + charge_spread^2) + mu^2 (efficiency_spread^2 + gain_spread^2) + noise^2`, exact for pure
 Poisson counts. The calibration knows nominal efficiencies and gains only: their errors, the same
-in all events, count as one more fluctuation. What the variance itself tells about mu is left out,
-a share of 1 / (2 mu).
+in all events, count as one more fluctuation. What the variance itself tells about mu is left out:
+for charges that are not pure counts the bound is not strict, about 1 to 2 % too large in energy.
 
-Cloud: a shower is not a point. All sensors fluctuate together with its unknown shape, leakage and
-light yield: `C = N + D^T D`, with N as above and the rows of D the deviations of K simulated
-showers from their mean, and that of the yield. Woodbury's identity makes that an inverse in K + 1
-dimensions. A Gaussian with the mean and covariance of a distribution has the least information of
-all, so that this is the resolution of the best linear estimator; one that knows the form of
-showers may beat it.
+Cloud (`linear_resolution`): a shower is not a point. All sensors fluctuate together with its
+unknown shape, leakage and light yield: `C = N + D^T D`, with N as above and the rows of D the
+deviations of K simulated showers from their mean, and that of the yield. Woodbury's identity makes
+that an inverse in K + 1 dimensions. Of all distributions with given mean and covariance the
+Gaussian has the least information: `I^-1` is no bound here but what the best linear estimator
+reaches. The bound is lower, and a method that knows the form of showers may come closer to it.
 
 Source: S. M. Kay, Fundamentals of Statistical Signal Processing: Estimation Theory (1993), ch. 3;
     M. A. Woodbury, Inverting Modified Matrices (1950).
@@ -209,19 +209,21 @@ def cloud_moments(
         key: Key of the showers; the same ones are used at all parameters.
         n_showers: Showers k that make mean and covariance, > 1.
         vertex: As for `expected`.
+
+    Returns:
+        The moments; all times are corrected for the walk of the mean charges.
     """
     origin = jnp.zeros(3) if vertex is None else jnp.asarray(vertex)
     keys = jax.random.split(key, n_showers)
     steady = dataclasses.replace(params, yield_spread=0.0)
 
-    def respond(key: Key, x: Array) -> Response:
+    def average(x: Array) -> tuple[Array, tuple[Response, Array]]:
         place = uvw_to_xyz(x[1:4])
         truth = {"xyzVTX": origin, "xyzTruth": place, "energyTruth": x[0], "timeTruth": x[4]}
         truth["emiVec"] = (place - origin) / jnp.linalg.norm(place - origin)
-        return _respond(photon_light(key, truth, table, steady)[0], params)
-
-    def average(x: Array) -> tuple[Array, tuple[Response, Array]]:
-        showers = jax.lax.map(lambda key: respond(key, x), keys)
+        flashes = jax.lax.map(lambda key: photon_light(key, truth, table, steady)[0], keys)
+        charge = jax.lax.stop_gradient(flashes.photons.mean(0) * nominal_efficiency(params))
+        showers = jax.vmap(lambda flash: _respond(flash, params, charge))(flashes)
         each = jax.vmap(stack)(showers)
         return each.mean(0), (jax.tree.map(lambda v: v.mean(0), showers), each)
 
@@ -232,17 +234,15 @@ def cloud_moments(
     return Moments(response, slope, jnp.concatenate([spread, by_yield[None]]))
 
 
-@partial(jax.jit, static_argnames=("params", "n_showers"))
+@partial(jax.jit, static_argnames="params")
 def bound(
     parameters: ArrayLike,
     table: SensorTable,
     params: LxeParameters,
     vertex: ArrayLike | None = None,
     live: ArrayLike | None = None,
-    key: Key | None = None,
-    n_showers: int = 128,
 ) -> Array:
-    """Smallest possible standard deviations of unbiased estimates, event by event.
+    """Smallest standard deviations of unbiased estimates for point-like showers, by event.
 
     Args:
         parameters: Energy in GeV, u, v, w in cm, time in ns of n events (n, 5).
@@ -250,7 +250,41 @@ def bound(
         params: The simulated detector.
         vertex: Where the photons come from (n, 3) in cm; the center of the target if not given.
         live: False for dead sensors (n, s); all live if not given.
-        key: Key of showers that stand for the unknown cloud; point-like showers if not given.
+
+    Returns:
+        Standard deviations (n, 5) in the units of the parameters.
+    """
+
+    def one(event: tuple[Array, Array | None, Array | None]) -> Array:
+        x, vertex, live = event
+        return _deviations(point_moments(x, table, params, vertex), params, live)
+
+    # One after the other: twice as fast on a CPU as all at once, whose arrays leave its caches.
+    return jax.lax.map(one, (jnp.asarray(parameters), vertex, live))
+
+
+@partial(jax.jit, static_argnames=("params", "n_showers"))
+def linear_resolution(
+    parameters: ArrayLike,
+    table: SensorTable,
+    params: LxeParameters,
+    key: Key,
+    vertex: ArrayLike | None = None,
+    live: ArrayLike | None = None,
+    n_showers: int = 256,
+) -> Array:
+    """Standard deviations of the best linear estimator for showers of unknown form, by event.
+
+    It knows mean and covariance of what showers do, and nothing else: an upper limit of the
+    Cramer-Rao bound, not the bound.
+
+    Args:
+        parameters: As for `bound`.
+        table: As for `bound`.
+        params: As for `bound`.
+        key: Key of the showers that stand for the unknown one.
+        vertex: As for `bound`.
+        live: As for `bound`.
         n_showers: Their number, see `cloud_moments`.
 
     Returns:
@@ -259,15 +293,16 @@ def bound(
 
     def one(event: tuple[Array, Array | None, Array | None]) -> Array:
         x, vertex, live = event
-        if key is None:
-            at = point_moments(x, table, params, vertex)
-        else:
-            at = cloud_moments(x, table, params, key, n_showers, vertex)
-        matrix = information(at.slope, weights(at.response, params, live), at.spread)
-        return jnp.sqrt(jnp.diagonal(invert(matrix)))
+        moments = cloud_moments(x, table, params, key, n_showers, vertex)
+        return _deviations(moments, params, live)
 
-    # One after the other: twice as fast on a CPU as all at once, whose arrays leave its caches.
     return jax.lax.map(one, (jnp.asarray(parameters), vertex, live))
+
+
+def _deviations(moments: Moments, params: LxeParameters, live: ArrayLike | None) -> Array:
+    weight = weights(moments.response, params, live)
+    matrix = information(moments.slope, weight, moments.spread)
+    return jnp.sqrt(jnp.diagonal(invert(matrix)))
 
 
 def stack(response: Response) -> Array:

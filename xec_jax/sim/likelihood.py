@@ -219,7 +219,8 @@ def fit(
         state = (jnp.array(0), x, nowhere, jnp.array(1e-2))
         _, _, point, _ = jax.lax.while_loop(is_going, step, state)
         freedom = seen.live.sum() + seen.has_time.sum() - 5
-        is_close = (distance(point) <= _CLOSE) & (freedom > 0)
+        # Without a start, such as for a vertex of NaN, there is no step either.
+        is_close = (distance(point) <= _CLOSE) & (freedom > 0) & jnp.isfinite(point.chi2)
         return Fit(point.x, invert(point.information), point.chi2, freedom, is_close)
 
     arrays = (jnp.asarray(npho), jnp.asarray(time), vertex)

@@ -7,7 +7,8 @@ the branches of real data (`lxe_reconstruction`). docs/simulation.md has formula
 
 Every random number of an event depends on the seed and the event's number alone (dead channels:
 seed and run; efficiencies and gains: `sensor_seed`), never on how events are grouped into calls,
-blocks or files. All is a pure function of truth and key, and differentiable in the truth.
+blocks or files, nor, for `simulate_range`, on how JAX is set. All is a pure function of truth and
+key, and differentiable in the truth.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,13 @@ from xec_jax.geometry import N_SENSORS, SensorTable, design_positions
 from xec_jax.sim.lxe_optics import acceptance, expected_light
 from xec_jax.sim.lxe_overlap import cosmic_muon, second_photon
 from xec_jax.sim.lxe_parameters import LxeParameters
-from xec_jax.sim.lxe_readout import Flash, Sensors, draw_sensors, read_out
+from xec_jax.sim.lxe_readout import (
+    Flash,
+    Sensors,
+    draw_sensors,
+    own_random_numbers,
+    read_out,
+)
 from xec_jax.sim.lxe_reconstruction import reconstruct
 from xec_jax.sim.lxe_shower import sample_shower
 from xec_jax.sim.lxe_source import sample_truth
@@ -120,7 +127,6 @@ def simulate_range(
     start: int,
     stop: int,
     params: LxeParameters | None = None,
-    table: SensorTable | None = None,
     dead: Dead | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields all branches of the events start to stop - 1, some hundred at a time.
@@ -133,30 +139,36 @@ def simulate_range(
         start: Number of the first event.
         stop: Number of the event after the last.
         params: The simulated detector.
-        table: Positions of the sensors, those of the design if not given.
         dead: Dead channels by run, beside those of `params.dead_fraction`.
 
     Raises:
-        ConfigError: `dead` knows neither the run of an event nor all runs.
+        ConfigError: `dead` knows neither the run of an event nor all runs; JAX is set to 64 bits,
+            with which all numbers would be others.
     """
+    if jnp.result_type(float) != jnp.float32:
+        raise ConfigError(
+            "JAX is set to 64 bits", expected="32 bits", remedy="unset JAX_ENABLE_X64"
+        )
     params = LxeParameters() if params is None else params
-    table = design_positions() if table is None else table
     if dead is not None and stop > start:
         _check_runs(dead, start, stop, params)
-    return _blocks(seed, start, stop, params, table, dead)
+    return _blocks(seed, start, stop, params, dead)
 
 
 def _blocks(
-    seed: int, start: int, stop: int, params: LxeParameters, table: SensorTable, dead: Dead | None
+    seed: int, start: int, stop: int, params: LxeParameters, dead: Dead | None
 ) -> Iterator[dict[str, np.ndarray]]:
-    table = jax.tree.map(jnp.asarray, SensorTable(*map(_as_float32, table)))
-    sensors, key, size = draw_sensors(params), jax.random.key(seed), block_size()
+    table = SensorTable(*map(_as_float32, design_positions()))
+    sensors, size = draw_sensors(params), block_size()
     first = range(start - start % size, stop if stop > start else 0, size)
-    blocks = (
-        _simulate_block(key, index, table, sensors, params, _dead_of(dead, index, params), size)
-        for index in first
-    )
-    for index, block in zip(first, _one_ahead(blocks), strict=True):
+
+    def compute(index: int) -> dict[str, Array]:
+        dead_here = _dead_of(dead, index, params)
+        with own_random_numbers():
+            key = jax.random.key(seed)
+            return _simulate_block(key, index, table, sensors, params, dead_here, size)
+
+    for index, block in zip(first, _one_ahead(map(compute, first)), strict=True):
         cut = slice(max(start - index, 0), stop - index)
         yield {name: np.asarray(values)[cut] for name, values in block.items()}
 

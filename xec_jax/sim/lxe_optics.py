@@ -19,23 +19,25 @@ from xec_jax.geometry import (
     PMT_RADIUS_CM,
     SIPM_CHIP_CM,
     SensorTable,
+    design_positions,
 )
 from xec_jax.sim.lxe_parameters import LxeParameters
 from xec_jax.sim.lxe_volume import MEAN_CHORD_CM, WALL_CM2
 from xec_jax.sim.solid_angle import disc_solid_angle, distant_sipm_solid_angle, sipm_solid_angle
 from xec_jax.types import Array, ArrayLike
 
-_ROWS, _COLUMNS = 93, 44
-_ROW_DEG, _COLUMN_CM = 1.34968, 1.50977
+_DESIGN = design_positions()
+_X, _Y, _Z = _DESIGN.positions[:N_SIPM].T
+_COLUMNS = len(np.unique(_Z))
+_ROWS = N_SIPM // _COLUMNS
+_ROW_RAD, _COLUMN_CM = np.ptp(np.arctan2(-_Y, -_X)) / (_ROWS - 1), np.ptp(_Z) / (_COLUMNS - 1)
 _WINDOW = 7
 """Rows and columns of SiPMs around a deposit that need the exact solid angle."""
 
 _AREA_CM2 = np.where(
     np.arange(N_SENSORS) < N_SIPM, 4 * SIPM_CHIP_CM**2, np.pi * PMT_RADIUS_CM**2
 ).astype(np.float32)
-_SENSORS = np.array([4092, 144, 144, 234, 73, 73])
-_SENSOR_CM2 = np.array([4 * SIPM_CHIP_CM**2] + 5 * [np.pi * PMT_RADIUS_CM**2])
-_STANDS_FOR = (WALL_CM2 / (_SENSORS * _SENSOR_CM2)).astype(np.float32)
+_STANDS_FOR = (WALL_CM2 / np.bincount(_DESIGN.face, _AREA_CM2)).astype(np.float32)
 """Area of a wall over that of its sensors, in the order of `FACES`."""
 
 
@@ -154,10 +156,11 @@ def _sipm(source: Array, sensor: Array, normal: Array) -> Array:
 
 def _nearest(deposits: Array) -> Array:
     """Ids (k, window^2) of the SiPMs around the foot of each deposit on the inner face."""
-    azimuth = jnp.rad2deg(jnp.arctan2(-deposits[:, 1], -deposits[:, 0]))
-    start = jnp.stack([azimuth / _ROW_DEG + 46, deposits[:, 2] / _COLUMN_CM + 21.5], -1)
+    azimuth = jnp.arctan2(-deposits[:, 1], -deposits[:, 0])
+    middle = (np.array([_ROWS, _COLUMNS]) - 1) / 2
+    at = jnp.stack([azimuth / _ROW_RAD, deposits[:, 2] / _COLUMN_CM], -1) + middle
     last = jnp.array([_ROWS - _WINDOW, _COLUMNS - _WINDOW])
-    start = jnp.clip(jnp.round(start).astype(jnp.int32) - _WINDOW // 2, 0, last)
+    start = jnp.clip(jnp.round(at).astype(jnp.int32) - _WINDOW // 2, 0, last)
     steps = jnp.arange(_WINDOW)
     row, column = start[:, :1] + steps, start[:, 1:] + steps
     return (row[:, :, None] * _COLUMNS + column[:, None, :]).reshape(len(deposits), -1)

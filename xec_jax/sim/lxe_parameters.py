@@ -21,15 +21,16 @@ class LxeParameters:
     Collaboration, Eur. Phys. J. C 78 (2018) 380; [C] Particle Data Group, atomic and nuclear
     properties of liquid xenon, and the review of particles in matter; [D] T. Doke et al., Jpn. J.
     Appl. Phys. 41 (2002) 1538; [E] N. Ishida et al., Nucl. Instrum. Meth. A 384 (1997) 380;
-    [F] A. Baldini et al., Nucl. Instrum. Meth. A 545 (2005) 753; [G] G. Grindhammer and
-    S. Peters, hep-ex/0001020; [S] assumed for this simulation.
+    [F] A. Baldini et al., Nucl. Instrum. Meth. A 545 (2005) 753; [G] G. M. Seidel,
+    R. E. Lanou, W. Yao, hep-ex/0111054; [S] assumed for this simulation.
 
     Attributes:
         origin: `target`, muons that stop on the slanted target; `cex`, photons of neutral pions
-            from a target in the centre.
+            from a target in the centre, whose partner is tagged back to back: only then are
+            there two lines. All of pi- p -> pi0 n is flat from 54.9 to 82.9 MeV.
         energy_mev: MeV. Lowest and highest photon energy, flat in between, equal for a line;
-            for `cex` the two lines themselves. [A]
-        beam_sigma_cm: cm. Gaussian beam spot in x and y. [B]
+            for `cex` the two lines themselves; from 5 MeV on. [A]
+        beam_sigma_cm: cm. Gaussian beam spot in x and y. [S]
         target_slant_deg: degrees between target and beam, z = x / tan(slant). [B]
         target_half_length_cm: cm. Half axis of the elliptic target, along the slant. [A]
         target_half_height_cm: cm. The other half axis, along y. [A]
@@ -37,7 +38,8 @@ class LxeParameters:
         half_u_cm: cm. Photons enter the inner face evenly within +-u. [A, fiducial 23.9]
         half_v_cm: cm. The same for v. [A, fiducial 67.9]
         time_spread_ns: ns. Times of emission are even within +- this. [S]
-        radiation_length_cm: cm, unit of the shower's length. [C with 3.06 g/cm3; B]
+        radiation_length_cm: cm, unit of the shower's length. [S, prescribed; with [C] it is
+            2.87 at the 2.953 g/cm3 that conversions and muons use]
         critical_energy_mev: MeV, where ionization and radiation lose alike. [C]
         moliere_radius_cm: cm, holds 90 % of a shower's energy. [C]
         profile_slope: 1. Fall of the longitudinal profile per radiation length. [C]
@@ -46,19 +48,19 @@ class LxeParameters:
         photons_per_mev: 1/MeV. Scintillation photons, 1 / 21.6 eV. [D]
         yield_spread: 1. Relative spread of an event's yield; limits energy resolution. [A, S]
         rayleigh_cm: cm. Length of Rayleigh scattering, which turns direct into diffuse light.
-            [E; between the 30 cm of a calculation and longer measured values]
+            [E; between the calculated 30 cm of [G] and longer measured values]
         absorption_cm: cm. Length of absorption by impurities. [F: more than 100 cm]
         diffuse_range_cm: cm. Distance at which diffuse light has forgotten its origin. [S]
         reflectivity: 1. Diffuse reflection of the walls between the sensors. [S]
         sipm_efficiency: 1. Photoelectrons per photon on the chips of a SiPM, nominal. [B, S]
-        pmt_efficiency: 1. The same for the cathode of a PMT. [B]
+        pmt_efficiency: 1. The same for the cathode of a PMT. [S]
         efficiency_spread: 1. True efficiencies around the nominal, relative. [S]
         gain_spread: 1. Charges per photoelectron around the nominal, relative. [S]
         sensor_seed: Fixes efficiencies and gains: one detector for samples of any seed.
         charge_spread: 1. Relative width of the charge of one photoelectron. [S]
         noise_phe: photoelectrons. Electronic noise of a charge. [S]
-        refractive_index: 1. Speed of light over that of the first light in xenon. [S; the index
-            of the phase is 1.69 at 178 nm]
+        refractive_index: 1. Speed of light in vacuum over that in xenon. [S; about the index of
+            the phase at 178 nm, 1.69; that of the group, at which light travels, is larger]
         time_resolution_ns: ns. A sensor's jitter is this over sqrt(photoelectrons); with 1e5
             photoelectrons per signal photon 20 ns mean about 65 ps for the calorimeter. [A, S]
         time_walk_ns: ns. Faint signals are late by this over sqrt(photoelectrons). [S]
@@ -69,17 +71,17 @@ class LxeParameters:
         events_per_run: Consecutive events with the same dead channels. [S]
         first_run: Number of the first run.
         pileup_rate_hz: 1/s. Further photons in the calorimeter; 0 for none. [option]
-        pileup_min_mev: MeV. Their lowest energy. [S]
+        pileup_min_mev: MeV. Their lowest energy, 5 or more. [S]
         overlap_window_ns: ns. Second photons and muons come within +- half of this. [S]
         cosmic_share: 1. Share of events that a cosmic muon crosses. [option]
-        muon_mev_per_cm: MeV/cm. Its energy loss: 1.255 MeV cm2/g at 2.95 g/cm3. [C]
+        muon_mev_per_cm: MeV/cm. Its energy loss: 1.255 MeV cm2/g at 2.953 g/cm3. [C]
         variant: Branches of the files: `mc`, all with truth; `data`, as of real data with
             reconstructed quantities instead of truth; `cex`, the same with the branch `dead`.
         solid_angle: Whether files hold each sensor's solid angle over 4 pi.
-        reco_position_cm: cm. Errors of the reconstructed u, v and w. [A, near]
+        reco_position_cm: cm. Errors of the reconstructed u, v and w. [S]
         reco_vertex_cm: cm. Error of the vertex per axis, as from the positron. [S]
         reco_energy: 1. Relative error of the reconstructed energy. [A]
-        reco_time_ns: ns. Error of the reconstructed time. [A, near]
+        reco_time_ns: ns. Error of the reconstructed time. [S]
     """
 
     origin: Origin = "target"
@@ -149,7 +151,8 @@ class LxeParameters:
         low, high = self.energy_mev
         rules = {
             **{name: getattr(self, name) > 0 for name in _POSITIVE},
-            "energy_mev": 0 < low <= high < 1000,
+            # Shower and conversion are not made for less.
+            "energy_mev": 5 <= low <= high < 1000,
             "origin": self.origin in ("target", "cex"),
             "variant": self.variant in ("mc", "data", "cex"),
             "dead_fraction": self.dead_fraction < 1,
@@ -160,15 +163,15 @@ class LxeParameters:
             "cosmic_share": self.cosmic_share <= 1,
             "efficiency_spread": self.efficiency_spread < 0.3,
             "gain_spread": self.gain_spread < 0.3,
-            "pileup_min_mev": 1 <= self.pileup_min_mev < 50,
+            "pileup_min_mev": 5 <= self.pileup_min_mev < 50,
         }
         wrong = [name for name, is_right in rules.items() if not is_right]
         if wrong:
             raise ConfigError(
                 ", ".join(f"{name} = {getattr(self, name)}" for name in wrong),
-                expected="0 < lowest <= highest energy, half_u_cm <= 25, half_v_cm <= 69, "
+                expected="5 <= lowest <= highest energy, half_u_cm <= 25, half_v_cm <= 69, "
                 "shares up to 1 (dead_fraction below 1), spreads of sensors below 0.3, "
-                "pileup_min_mev from 1 to 50, lengths, counts and efficiencies above 0",
+                "pileup_min_mev from 5 to 50, lengths, counts and efficiencies above 0",
             )
 
 

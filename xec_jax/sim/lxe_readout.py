@@ -1,5 +1,7 @@
 """From expected photons to what the electronics deliver: charges, times and their branches."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -12,6 +14,13 @@ from xec_jax.sim.poisson import poisson_counts
 from xec_jax.types import Array, ArrayLike, Key
 
 SPEED_OF_LIGHT_CM_PER_NS = 29.9792458
+
+
+@contextlib.contextmanager
+def own_random_numbers() -> Iterator[None]:
+    """Settings of JAX that change which numbers are drawn have no effect inside."""
+    with jax.default_prng_impl("threefry2x32"), jax.threefry_partitionable(True):
+        yield
 
 
 class Sensors(NamedTuple):
@@ -29,8 +38,10 @@ def nominal_efficiency(params: LxeParameters) -> np.ndarray:
 
 def draw_sensors(params: LxeParameters) -> Sensors:
     """Draws efficiencies and gains from `params.sensor_seed`, cut at three sigma."""
-    keys = jax.random.split(jax.random.key(params.sensor_seed))
-    spread = [jax.random.truncated_normal(key, -3, 3, (N_SENSORS,)) for key in keys]
+    # Constants, also while a caller is compiled.
+    with jax.ensure_compile_time_eval(), own_random_numbers():
+        keys = jax.random.split(jax.random.key(params.sensor_seed))
+        spread = [jax.random.truncated_normal(key, -3, 3, (N_SENSORS,)) for key in keys]
     efficiency = jnp.asarray(nominal_efficiency(params)) * (
         1 + params.efficiency_spread * spread[0]
     )
@@ -125,6 +136,6 @@ def _relate(charge: Array, time: Array, live: Array, params: LxeParameters) -> d
         "relative_time": relative_time,
         "npho_max_used": npho[brightest],
         "time_min_used": candidates[earliest],
-        "ch_npho_max": brightest.astype(jnp.int16),
+        "ch_npho_max": jnp.where(live.any(), brightest, -1).astype(jnp.int16),
         "ch_time_min": jnp.where(has_reference, earliest, -1).astype(jnp.int16),
     }

@@ -1,9 +1,10 @@
 """What photons and muons leave in the xenon: clouds of point-like deposits that emit light.
 
-Source: H. A. Bethe, L. C. Maximon (pairs, the Coulomb correction of Davies, Bethe, Maximon, Phys.
-    Rev. 93 (1954) 788) and O. Klein, Y. Nishina (Compton), both for E >> m; Particle Data Group,
-    Passage of Particles through Matter, section Electromagnetic cascades (longitudinal profile);
-    G. Grindhammer, S. Peters, hep-ex/0001020 (radial profile).
+Source: Geant4 Physics Reference Manual, section Gamma Conversion into e+e- Pair (a fit to the pair
+    cross sections of J. H. Hubbell, H. A. Gimm, I. Overbo, J. Phys. Chem. Ref. Data 9 (1980) 1023);
+    O. Klein, Y. Nishina, Z. Phys. 52 (1929) 853 (Compton); Particle Data Group, Passage of
+    Particles through Matter, section Electromagnetic cascades (longitudinal profile); G.
+    Grindhammer, S. Peters, hep-ex/0001020 (radial profile).
 """
 
 import jax
@@ -16,12 +17,23 @@ from xec_jax.sim.lxe_volume import wall_distance
 from xec_jax.types import Array, ArrayLike, Key
 
 ELECTRON_MEV = 0.51099895
-_ATOMS_PER_BARN_CM = 2.953 / 131.293 * 0.602214
+DENSITY_G_CM3 = 2.953
+_ATOMS_PER_BARN_CM = DENSITY_G_CM3 / 131.293 * 0.602214
 _Z = 54
 _RADIUS_BARN = 0.0794078  # classical radius of the electron, squared
-_PAIR_BARN = 7.2973526e-3 * _RADIUS_BARN * _Z * (_Z + 1)  # the electrons count for one Z
-_COULOMB = 0.165  # f(Z) of Davies, Bethe and Maximon
-_SCREENED = 28 / 9 * np.log(183 * _Z ** (-1 / 3)) - 2 / 27
+_PAIR_BARN = (
+    (_Z + 1)
+    * 1e-6
+    * (
+        np.array([_Z, _Z**2, 1])
+        @ [
+            [8.7842e2, -1.9625e3, 1.2949e3, -2.0028e2, 1.2575e1, -2.8333e-1],
+            [-1.0342e1, 1.7692e1, -8.2381, 1.3063, -9.0815e-2, 2.3586e-3],
+            [-4.5263e2, 1.1161e3, -8.6749e2, 2.1773e2, -2.0467e1, 6.5372e-1],
+        ]
+    )
+)
+"""Cross section of pair production in xenon, a polynomial in ln(E / m), 1.5 MeV to 100 GeV."""
 _MUON_STEPS = 64
 _MUON_HALF_CM = 120.0
 
@@ -29,20 +41,20 @@ _MUON_HALF_CM = 120.0
 def conversion_length(energy_mev: ArrayLike) -> Array:
     """Computes the mean way of a photon to its first interaction in xenon, cm.
 
-    Pair production between its limits without screening, `28/9 ln 2k - 218/27` with k = E / m,
-    and with full screening, less the Coulomb correction, plus Compton scattering: 8.5 cm at 15 MeV,
-    5.7 cm at 52.8 MeV, towards 9/7 of a radiation length at high energy. An interpolation, meant
-    to be good to 10 % from 10 MeV on.
+    Pair production as parametrized for Geant4, by its manual within 5 % of the tables, and
+    Compton scattering off free electrons, exact: 9.55 cm at 5 MeV, 7.71 cm at 15 MeV, 5.58 cm at
+    52.8 MeV, towards 9/7 of a radiation length at high energy. The photoelectric effect is left
+    out, less than 1 % from 5 MeV on.
 
     Args:
-        energy_mev: Energy in MeV, > 5, any shape.
+        energy_mev: Energy in MeV, 5 to 1e5, any shape.
     """
     k = jnp.asarray(energy_mev) / ELECTRON_MEV
-    full = float(np.exp((_SCREENED + 218 / 27) * 9 / 28))
-    logarithm = -jnp.log(1 / (2 * k) + 1 / full)
-    pair = _PAIR_BARN * (28 / 9 * (logarithm - _COULOMB) - 218 / 27)
-    compton = _Z * np.pi * _RADIUS_BARN / k * (jnp.log(2 * k) + 0.5)
-    return 1 / (_ATOMS_PER_BARN_CM * (pair + compton))
+    pair = jnp.polyval(jnp.asarray(_PAIR_BARN[::-1]), jnp.log(k))
+    logarithm, wide = jnp.log1p(2 * k), 1 + 2 * k
+    compton = (1 + k) / k**2 * (2 * (1 + k) / wide - logarithm / k)
+    compton += logarithm / (2 * k) - (1 + 3 * k) / wide**2
+    return 1 / (_ATOMS_PER_BARN_CM * (pair + 2 * np.pi * _RADIUS_BARN * _Z * compton))
 
 
 def sample_shower(key: Key, truth: dict[str, Array], params: LxeParameters) -> tuple[Array, Array]:
@@ -52,7 +64,8 @@ def sample_shower(key: Key, truth: dict[str, Array], params: LxeParameters) -> t
     radiation lengths) of the profile `t^(a-1) exp(-b t)` of two electrons with half the energy
     each, `a = 1 + b (ln(E / 2 E_c) - 1/2)`, at radii of the profile `2 r R^2 / (r^2 + R^2)^2`
     whose R grows with t to a third of the Moliere radius. Shares of the energy are exponential.
-    Deposits beyond a wall give no light.
+    Deposits beyond a wall give no light. The longitudinal profile is one of showers above 1 GeV,
+    extrapolated far below: a is 0.53 at 15 MeV, and 0.3 from 9.5 MeV down.
 
     Args:
         key: Key of the shower.

@@ -40,7 +40,7 @@ def sample_truth(
         photon_key, own_key = jax.random.split(key)
         low, high = params.energy_mev
         share, late = jax.random.uniform(own_key, (2,))
-        # The two lines of a pion at rest are equally frequent.
+        # Two lines, equally frequent: of pairs back to back, one photon has each energy.
         share = jnp.round(share) if params.origin == "cex" else share
         photon = sample_photon(photon_key, (low + (high - low) * share) * 1e-3, params)
         return photon | {

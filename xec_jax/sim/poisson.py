@@ -14,7 +14,7 @@ def poisson_counts(normal: Array, mean: Array) -> Array:
 
     Every normal number becomes one count: below a mean of 16 by adding up the exact
     distribution, above by the Cornish-Fisher expansion of its quantiles, with mean and variance
-    right to 1e-3 and the skewness kept.
+    right to 1e-4 and the skewness to 2 %.
 
     Args:
         normal: Independent standard normal numbers, any shape.
