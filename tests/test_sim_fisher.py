@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+from xec_jax.errors import ConfigError
 from xec_jax.geometry import INVALID, INVALID_ABOVE, N_SENSORS, SensorTable, design_positions
 from xec_jax.kinematics import uvw_to_xyz
 from xec_jax.plots.closure import bounds_figure, pulls_figure, ratio_figure
@@ -333,3 +334,8 @@ def test_resolution_of_simulated_events_is_within_ten_percent_of_the_bound(param
     assert len(pulls) > 1850
     np.testing.assert_allclose(np.sqrt((pulls**2).mean(0)), 1, atol=0.10)
     np.testing.assert_allclose(pulls.mean(0), 0, atol=0.10)
+
+
+def test_parameters_of_another_shape_are_refused():
+    with pytest.raises(ConfigError, match=r"shape \(1, 4\)"):
+        fisher.bound(np.ones((1, 4)), TABLE, LxeParameters())

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import gammainc
 
+from xec_jax.errors import ConfigError
 from xec_jax.geometry import SensorTable
 from xec_jax.kinematics import uvw_to_xyz
 from xec_jax.sim.lxe import photon_light
@@ -260,7 +261,7 @@ def bound(
         return _deviations(point_moments(x, table, params, vertex), params, live)
 
     # One after the other: twice as fast on a CPU as all at once, whose arrays leave its caches.
-    return jax.lax.map(one, (jnp.asarray(parameters), vertex, live))
+    return jax.lax.map(one, (_checked(parameters), vertex, live))
 
 
 @partial(jax.jit, static_argnames=("params", "n_showers"))
@@ -296,7 +297,17 @@ def linear_resolution(
         moments = cloud_moments(x, table, params, key, n_showers, vertex)
         return _deviations(moments, params, live)
 
-    return jax.lax.map(one, (jnp.asarray(parameters), vertex, live))
+    return jax.lax.map(one, (_checked(parameters), vertex, live))
+
+
+def _checked(parameters: ArrayLike) -> Array:
+    parameters = jnp.asarray(parameters)
+    if parameters.ndim != 2 or parameters.shape[1] != len(NAMES):
+        raise ConfigError(
+            f"parameters of the shape {parameters.shape}",
+            expected="(n, 5): energy in GeV, u, v, w in cm, time in ns",
+        )
+    return parameters
 
 
 def _deviations(moments: Moments, params: LxeParameters, live: ArrayLike | None) -> Array:
