@@ -151,6 +151,12 @@ FAULTS = {  # change, level, kind, words of its line
     "fractions": (scale("npho", 1e-4), "error", "scheme", "fractions of the brightest"),
     "a broken sensor": (put("npho", (9, 40), 5e8), "warning", "npho_outliers", "5e+08 photons"),
     "dark events": (put("npho", slice(7, 9), 0), "warning", "all_invalid", "entry 7, run 7, even"),
+    "NaN sensors": (
+        put("npho", (slice(None), slice(99)), np.nan),
+        "warning",
+        "nan",
+        "has 2.1% NaN",
+    ),
     "NaN truth": (put("energyTruth", slice(5), np.nan), "error", "truth_invalid", "5 of 60"),
     "1e10 truth": (put("xyzTruth", slice(5), 1e10), "error", "truth_invalid", "xyzTruth"),
     "long emiVec": (scale("emiVec", 2), "error", "vector_norm", "length than 1"),
@@ -272,6 +278,68 @@ def test_a_bad_file_gets_a_line_and_the_others_are_read(clean, tmp_path, run, ki
         assert 0 < bad["events_read"] < 60
 
 
+@pytest.mark.parametrize(
+    ("branch", "level", "read"),
+    [("npho", "error", 50), ("energyTruth", "error", 50), ("nphe", "warning", 60)],
+)
+@pytest.mark.parametrize("chunk", [20 * 60000, 7 * 60000])
+def test_exactly_the_damaged_baskets_are_lost(
+    tmp_path, run, branch, level, read, chunk, monkeypatch
+):
+    monkeypatch.setattr(survey_files, "CHUNK_BYTES", chunk)
+    path = tmp_path / "file.root"
+    events = make_events()
+    rng = np.random.default_rng(3)
+    events["nphe"] = rng.uniform(0, 9, (N, S)).astype(np.float32).round(2)
+    write_tree(path, [{k: v[i : i + 10] for k, v in events.items()} for i in range(0, N, 10)])
+    with uproot.open({str(path): None}) as file:
+        basket = file["tree"][branch].basket_chunk_cursor(2)[1].index
+    data = bytearray(path.read_bytes())
+    data[basket : basket + 6] = bytes(range(100, 106))
+    path.write_bytes(data)
+    status, _, result = run(path)
+    kind = "read" if level == "error" else "read_others"
+    found = problems(result)[level, kind]
+    assert f"branch '{branch}': entries 20 to 29 cannot be read (" in found
+    assert "10 of 60" in found
+    assert (status, result["events_read"]) == (2 if level == "error" else 0, read)
+    assert result["branches"][branch]["values"] == 50 * (1 if "Truth" in branch else S)
+    assert result["branches"]["event"]["values"] == read
+
+
+def test_reasons_of_unreadable_files_are_all_told(tmp_path, run):
+    for name, (make, _, _) in list(BAD.items())[:3]:
+        make(tmp_path / f"{name}.root")
+    data = bytearray(write(tmp_path / "head.root", make_events(2)).read_bytes())
+    data[20:40] = bytes(range(120, 140))
+    (tmp_path / "head.root").write_bytes(data)
+    _, text, result = run(tmp_path)
+    assert result["counts"]["errors"] == 4
+    lines = [line for line in text.splitlines() if line.startswith("error")]
+    for words in ("is empty", "is not a ROOT file", "is truncated", "header is damaged"):
+        assert sum(words in line for line in lines) == 1
+
+
+def test_components_have_rows_of_their_own(clean, tmp_path, run):
+    _, text, result = run(clean, write(tmp_path / "more.root", make_events(seed=4, run=(9,))))
+    parts = result["branches"]["emiAng"]["components"]
+    assert [(p["values"], p["min"], p["max"]) for p in parts] == [(2 * N, 90, 90), (2 * N, 0, 0)]
+    words = [line.split() for line in text.splitlines()]
+    assert sum(row[:1] == ["theta"] and row[-4:-1] == ["90"] * 3 for row in words) == 1
+    assert [row[0] for row in words if row and row[0] in "uvw"] == ["u", "v", "w"]
+
+
+def test_names_are_proposed_by_shape_and_sense(tmp_path, run):
+    events = make_events()
+    rename("npho", "nphoton")(events)
+    rename("energyTruth", "energyReco")(events)
+    events |= {"npho_max_used": events["timeTruth"], "ch_npho_max": events["event"]}
+    _, text, result = run(write(tmp_path / "file.root", events))
+    assert "did you mean 'nphoton'?" in text
+    assert "no branch energyTruth" in problems(result)["note", "no_truth"]
+    assert "energyReco" not in problems(result)["note", "no_truth"]
+
+
 def test_no_events_at_all(tmp_path, run):
     write_nothing(tmp_path / "nothing.root")
     status, _, result = run(tmp_path / "nothing.root")
@@ -312,10 +380,9 @@ def test_all_files_with_an_error_are_named(tmp_path, run):
         if i in (2, 4):
             path.write_bytes(path.read_bytes()[:9000])
     _, text, _ = run(tmp_path)
-    (line,) = [line for line in text.splitlines() if line.startswith("error file: ")]
-    assert "f2.root" in line
-    assert "1 more like this: " in line
-    assert line.endswith("f4.root)")
+    lines = [line for line in text.splitlines() if line.startswith("error file: ")]
+    assert ["f2.root is truncated" in lines[0], "f4.root is truncated" in lines[1]] == [True, True]
+    assert text.count("copy or produce the file again") == 1
     rows = [line.split()[0][-7:] for line in text.splitlines()[2:8]]
     assert rows == [f"f{i}.root" for i in (2, 4, 0, 1, 3, 5)], "bad ones first"
 

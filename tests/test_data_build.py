@@ -196,10 +196,15 @@ def test_files_that_were_repaired_are_not_mistaken_for_the_damaged_ones(tmp_path
         np.testing.assert_array_equal(
             source.batch(0, size=768, train=False)["event"], np.arange(256, 1024)
         )
+        report = source.report()
+        assert (report["entries"], report["seen"], report["skipped"]) == (1024, 768, 256)
+        assert list(report["bad_files"]) == [str(tmp_path / "b.root")]
+    assert "1024 entries: 768 seen, 256 skipped" in caplog.text
     path.write_bytes(good)
     with pytest.raises(ConfigError, match="lacks 256 events"):
         build(mine, tmp_path / "c", shards=4)
-    counts = build(mine, tmp_path / "c", shards=4, overwrite=True)
+    counts = build(mine, tmp_path / "c", shards=9, overwrite=True)
+    assert "4 files of records instead of 9" in capsys.readouterr().out
     assert (counts["events"], counts["skipped"]) == (1024, 0)
     assert build(mine, tmp_path / "c") == {"events": 1024}
 

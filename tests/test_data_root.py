@@ -156,7 +156,7 @@ def test_nothing_but_finite_numbers_leaves(tmp_path, caplog, dtype):
             "npho": SENSORS + too_large, "time": 3, "energyTruth": 1
         }  # fmt: skip
         assert source.stats.dead_events == 1
-    assert "entries 0 to 8" in caplog.text
+    assert "entries 0 to 7" in caplog.text
     assert "'npho'" in caplog.text
 
 
@@ -351,13 +351,13 @@ def test_more_files_than_may_be_open(five, monkeypatch):
 
 
 def test_closing_ends_all_threads(five):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     source = make(five, shuffle_buffer=8)
     source.batch(0, size=6)
     source.batch(1, size=6)  # now the next window is being read ahead
     source.close()
     source.close()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_names_of_batch_keys_are_taken(five):

@@ -233,6 +233,35 @@ def test_fiducial_cut_and_units(files, cache):
         make(cache, fiducial={"w": 1e-6})
 
 
+def test_both_sources_say_what_became_of_the_entries(files, cache, caplog):
+    """The sample that is looked at first does not count as read."""
+    caplog.set_level("INFO", "xec_jax.data.report")
+    options = {"n_sensors": SENSORS, "fiducial": {"u": 10.0}}
+    found = []
+    for source in (RootSource(files, **options), TfdsSource(cache, **options)):
+        before = source.report()
+        assert (before["seen"], before["served"]) == (0, 0)
+        for step in range(source.steps_per_epoch(size=64, train=False)):
+            source.batch(step, size=64, train=False)
+        found.append(source.report())
+        source.close()
+        source.close()
+        assert found[-1]["served"] == len(source)
+    replaced = found[0].pop("replaced")  # when the cache was built
+    assert found[0] == {k: v for k, v in found[1].items() if k != "replaced"}
+    assert found[0]["cut"] > found[0]["unread"] == 0 < replaced["time"]
+    rows = [events(i, 100) for i in range(0, 1100, 100)] + [events(1100, 31)]
+    kept = [chunk["npho"][np.abs(chunk["uvwTruth"][:, 0]) < 10] for chunk in rows]
+    assert found[0]["negative"] == sum(np.count_nonzero(npho < 0) for npho in kept) > 0
+    line = f"1131 entries: {found[0]['seen']} seen, 0 skipped, {found[0]['cut']} cut, 0 not read"
+    assert caplog.text.count(line) == 4, "each at the end of the epoch, and when it is closed"
+
+
+def test_a_cache_needs_its_source(cache):
+    with pytest.raises(DataError, match=r"a cache of(.|\n)*data\.source=tfds"):
+        RootSource(cache, n_sensors=SENSORS)
+
+
 def test_relative_photons(files, cache, tmp_path):
     with pytest.raises(ConfigError, match=r"'relative_npho', but .* built with 'npho'"):
         make(cache, npho_branch="relative_npho")

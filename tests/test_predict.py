@@ -274,6 +274,44 @@ def test_a_branch_that_files_lack_is_invalid_and_said_to_be(
     assert "no branch 'moonPhase'" in caplog.text
 
 
+def test_what_was_measured_is_no_truth(runs, tmp_path, monkeypatch, caplog):
+    def angles(config):
+        def truth(batch):
+            names = {"emiAng": "true_angle", "energyTruth": "true_energy"}
+            return {names[key]: batch[key] for key in names if key in batch}
+
+        def predict(params, batch, key=None):
+            return {"pred_angle": batch["npho"][:, :2], "pred_energy": batch["npho"][:, 0]}
+
+        task = light_sum(config)
+        spec = dict(task.spec) | {"emiAng": ((2,), np.float32)}
+        return dataclasses.replace(task, spec=spec, truth=truth, predict=predict)
+
+    monkeypatch.setattr(base, "make_task", angles)
+    light = np.ones((3, 4760), np.float32)
+    events = {"npho": light, "relative_time": light * 1e-9, "emiAng": light[:, :2]}
+    write_tree(tmp_path / "real.root", [events])
+    write_tree(tmp_path / "mc.root", [events | {"timeTruth": light[:, 0]}])
+    words = ("--run", runs[0], "--input")
+    found, notes = predict(tmp_path / "a.root", *words, tmp_path / "real.root")
+    assert set(found) == {"n_valid", "pred_angle", "pred_energy"}
+    assert "'emiAng' counts as measured" in caplog.text
+    assert "no truth energyTruth, emiAng" in caplog.text
+    caplog.clear()
+    found, _ = predict(tmp_path / "b.root", *words, tmp_path / "mc.root")
+    assert set(found) == {"n_valid", "pred_angle", "pred_energy", "true_angle"}
+    assert "counts as measured" not in caplog.text
+    assert "no truth energyTruth;" in caplog.text
+    units = {"pred_angle": "deg", "pred_angle_std": "deg", "pred_energy": "GeV"}
+    assert units.items() <= notes["units"].items()
+
+
+def test_a_cache_is_refused(runs, tmp_path):
+    (tmp_path / "dataset_info.json").touch()
+    with pytest.raises(ConfigError, match=r"is a cache of xec_jax\.data\.build"):
+        predict(tmp_path / "out.root", "--run", runs[0], "--input", tmp_path)
+
+
 def test_an_ensemble_has_one_kind_of_answer(runs, data, tmp_path, monkeypatch):
     made = []
 

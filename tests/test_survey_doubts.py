@@ -100,6 +100,10 @@ FAULTS = {
     ),
     "no times": (edit("relative_time", put(slice(None), 1e10)), "invalid_share", "100 photons"),
     "another reference": (edit("npho_max_used", lambda x: 2 * x), "relative", "relative_npho"),
+    "gaps in one only": (
+        edit("npho", put((slice(20), 7), np.nan)),
+        *("relative_gaps", "invalid in 'npho' in 20 of 40"),
+    ),
     "another start": (edit("time_min_used", lambda x: x + 1e-9), "relative", "relative_time"),
     "MeV": (edit("energyTruth", lambda x: 1000 * x), "energy_unit", " GeV"),
     "an impossible energy": (edit("energyTruth", put(3, 0.5)), "energy_range", "0.5 GeV"),

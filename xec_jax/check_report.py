@@ -17,7 +17,15 @@ FORMAT = 1  # of the JSON report; keys are only ever added
 LEVELS = ("error", "warning", "note")
 COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 MOST_RUNS, MOST_FILES, MOST_BRANCHES = 12, 40, 40  # rows; JSON has them all
+OWN_LINES = ("file", "read", "read_others")  # each has a reason of its own
 MOST_NAMED = 4  # files that share a warning
+
+COMPONENTS = {
+    "emiAng": ("theta", "phi"),
+    **dict.fromkeys(("emiVec", "xyz"), ("x", "y", "z")),
+    "uvw": ("u", "v", "w"),
+}
+"""What the numbers of a branch are, by the beginning of its name."""
 
 UNITS = {
     **dict.fromkeys(("npho", "npho_max_used"), "photons"),
@@ -129,6 +137,10 @@ def _problems(result: dict[str, Any]) -> "Iterator[Text]":
             same.append((p["found"], file.get("path", "")))
     for level in LEVELS:
         for (_, kind, remedy), same in [item for item in groups.items() if item[0][0] == level]:
+            if kind in OWN_LINES:
+                for found, _ in same[:-1]:
+                    yield Text.assemble((f"{level} ", COLORS[level]), f"{kind}: {found}")
+                same = same[-1:]
             (found, first), others = same[0], same[1:]
             files = [path for path in dict.fromkeys(path for _, path in others) if path != first]
             shown = files if level == "error" else files[:MOST_NAMED]
@@ -197,23 +209,35 @@ def _branches(result: dict[str, Any]) -> "Table":
     def value(x: float | None, kind: str) -> str:
         return "" if x is None else f"{x:.10g}" if "int" in kind else f"{x:.4g}"
 
-    for name, c in list(result["branches"].items())[:MOST_BRANCHES]:
-        unit = UNITS.get(name, "")
+    for branch, name, c in _rows(result["branches"]):
+        unit = UNITS.get(branch, "")
         bad = c["nan"] + c["inf"]
         invalid = bad + c["marker"]
         table.add_row(
             escape(name),
-            escape(types[name]),
+            escape(types[branch] if name == branch else ""),
             share(bad, c["values"]),
             share(invalid, c["values"]),
             share(c["negative"], c["values"] - invalid),
             share(c["zero"], c["values"] - invalid),
-            *(value(c[key], types[name]) for key in ("min", "median", "max")),
+            *(value(c[key], types[branch]) for key in ("min", "median", "max")),
             result["settings"]["energy_unit"] if unit == "GeV" else unit,
         )
     if len(result["branches"]) > MOST_BRANCHES:
         table.add_row(f"and {len(result['branches']) - MOST_BRANCHES} more")
     return table
+
+
+def _rows(branches: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yields branch, title and numbers of the rows; components instead of a mixture of them."""
+    for branch, c in list(branches.items())[:MOST_BRANCHES]:
+        parts = c.get("components", [])
+        known = next((names for start, names in COMPONENTS.items() if branch.startswith(start)), ())
+        names = known if len(known) == len(parts) else map(str, range(len(parts)))
+        mixed = dict.fromkeys(("min", "median", "max"))
+        yield branch, branch, c | mixed if parts else c
+        for name, part in zip(names, parts, strict=True):
+            yield branch, f"  {name}", part
 
 
 def _schemes(files: list[dict[str, Any]]) -> Iterator[str]:

@@ -5,7 +5,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
     from xec_jax.data.root.writer import write_tree
     from xec_jax.train.saved import load_run
 
+    _refuse_caches(options.input)
     files = resolve_paths(options.input)
     runs = [load_run(path, step=options.step, ema=not options.no_ema) for path in options.run]
     tasks = _tasks(options.run, runs)
@@ -90,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
         "mc_dropout": options.mc_dropout,
         "dead_channels": None,
         "record": dict(tasks[0].record),
-        "units": dict(tasks[0].units),
+        "units": dict(tasks[0].units) | _units(_answer(tasks[0])),
         "config": runs[0].config.to_dict(),
     }
     pulls = Pulls()
@@ -217,6 +218,8 @@ class Pulls:
 
 
 SPREADS = ("_std", "_sigma")
+MEASURED = ("emiAng", "emiVec")
+"""Branches that hold the truth in simulated files, and what was measured in real ones."""
 
 log = logging.getLogger(__name__)
 
@@ -251,6 +254,30 @@ def _data(options: argparse.Namespace, runs: "Sequence[SavedRun]") -> "ConfigDic
     data.tree_name = options.tree or data.tree_name
     data.fiducial.update(dict.fromkeys(data.fiducial))
     return data
+
+
+def _refuse_caches(inputs: Sequence[str]) -> None:
+    for name in inputs:
+        if (Path(name).expanduser() / "dataset_info.json").exists():
+            raise ConfigError(
+                f"--input {name} is a cache of xec_jax.data.build",
+                expected="ROOT files; predict reads no caches",
+                remedy="name the files that it was made of",
+            )
+
+
+def _units(columns: Collection[str]) -> dict[str, str]:
+    """Returns the units of the columns that have one, predictions and truth."""
+    from xec_jax.targets import QUANTITIES
+
+    units = {"npho_filled": "photons", "prediction": "photons, s"}
+    units = {name: unit for name, unit in units.items() if name in columns}
+    for quantity, facts in QUANTITIES.items():
+        column = f"pred_{quantity}"
+        if facts.unit and column in columns:
+            parts = (column, *(f"{column}_{end}" for end in ("std", "sigma", "low", "high")))
+            units |= dict.fromkeys((*parts, f"true_{quantity}"), facts.unit)
+    return units
 
 
 def _dead_list(options: argparse.Namespace, runs: "Sequence[SavedRun]") -> str | None:
@@ -299,11 +326,21 @@ def _wanted(task: "Task", tree: str, first: Path) -> list[str]:
     inputs = list(task.spec if task.inputs is None else task.inputs)
     with RootFile(first, tree) as file:
         present = [name for name in task.spec if file.has(name)]
+        is_simulated = any(name.endswith("Truth") for name in file.names())
     sensors = [name for name in inputs if name in CHANNELS]
     if absent := [name for name in inputs if name not in sensors + present]:
         log.warning(
             "%s: no branch %s; what needs it becomes NaN", first, ", ".join(map(repr, absent))
         )
+    truth = [name for name in task.spec if name not in (*inputs, *CHANNELS, "run", "event")]
+    if not is_simulated and (measured := [name for name in MEASURED if name in present]):
+        log.warning(
+            "%s: no branch with a name ending in Truth: %s counts as measured and is no truth",
+            *(first, ", ".join(map(repr, measured))),
+        )
+        present = [name for name in present if name not in measured]
+    if task.truth and (unknown := [name for name in truth if name not in present]):
+        log.warning("%s: no truth %s; no column true_... of it", first, ", ".join(unknown))
     return list(dict.fromkeys(sensors + present))
 
 

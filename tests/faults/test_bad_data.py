@@ -194,10 +194,10 @@ ROWS = {
         2, "bad.root is truncated: 5000 of", options=SKIP, then=cut
     ),
     "a file that cannot be read half-way": row(
-        2, "bad.root", "branch 'npho'", "entries 0 to 8", baskets=2, beside=True, then=spoil
+        2, "bad.root", "branch 'npho'", "entries 0 to 7", baskets=2, beside=True, then=spoil
     ),
     "a file that cannot be read half-way with `data.on_bad_file=skip`": row(
-        *(0, "bad.root: entries 4 to 8 are in quarantine", "16 entries: 12 seen, 4 skipped in 1"),
+        *(0, "bad.root: entries 4 to 7 are in quarantine", "16 entries: 12 seen, 4 skipped in 1"),
         **{"options": SKIP, "baskets": 2, "beside": True, "then": spoil, "seen": 4},
     ),
     "a policy that does not exist": row(
@@ -253,7 +253,7 @@ ROWS = {
     ),
     # numbers of the sensors
     "NaN, infinity, 1e10 among sensors": row(
-        *(0, "bad.root: branch 'npho' has 4 NaN or infinite values in entries 0 to 8"),
+        *(0, "bad.root: branch 'npho' has 4 NaN or infinite values in entries 0 to 7"),
         "bad.root: branch 'relative_time' has 2 NaN or infinite values",
         npho=put((slice(0, 2), slice(0, 3)), (np.nan, np.inf, 1e10)),
         relative_time=put((0, slice(5, 8)), (np.nan, -np.inf, 1e10)),

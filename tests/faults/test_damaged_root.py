@@ -93,9 +93,9 @@ def judge(rows, report, size):
         good[DAMAGED] = False
     for place in report["quarantine"]:
         assert "b.root: entries " in place
-        first, stop = (int(word) for word in place.rsplit("entries ", 1)[1].split(" to "))
-        assert 0 <= first < stop <= COUNT
-        good[DAMAGED][first:stop] = False
+        first, last = (int(word) for word in place.rsplit("entries ", 1)[1].split(" to "))
+        assert 0 <= first <= last < COUNT
+        good[DAMAGED][first : last + 1] = False
     assert good.sum() == len(rows["event"]), "no entry is missing silently"
     names = {"npho": "npho", "time": "relative_time", "run": "run", "event": "event"}
     same = {k: np.array_equal(rows[k], EVENTS[name][good]) for k, name in names.items()}

@@ -53,7 +53,7 @@ def build(
     Args:
         recipe: What to convert.
         out: The folder; until it is complete, the work is in `.<name>.part` beside it.
-        shards: Files of records; one per 16384 events by default.
+        shards: Files of records, of 256 events or more; one per 16384 events by default.
         processes: Processes that convert; each needs 0.4 GB.
         overwrite: Whether to remove a cache or unfinished work of other content.
 
@@ -86,6 +86,9 @@ def build(
             _may_replace(out, overwrite)
         steps = source.steps_per_epoch(size=BATCH, train=False)
         total = min(shards or -(-len(source) // EVENTS_PER_SHARD), steps)
+        if shards and total < shards:
+            why = f"events are handed out {BATCH} at a time"
+            print(f"{total} files of records instead of {shards}: {why}")
         plan = json.dumps({"recipe": digest, "shards": total})
         with disk_errors(work):
             work.mkdir(parents=True, exist_ok=True)
@@ -361,7 +364,7 @@ def main(argv: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the package {error.name} is not installed",
-            expected="what `pip install 'xec_jax[tfds]'` brings",
+            expected="what `pip install -e '.[tfds]'` in the repository brings",
             remedy="install it in the environment that runs this command",
         ) from error
     begun = time.monotonic()

@@ -342,7 +342,7 @@ class RootFile:
         column = self.column(name)
         # Doubles beyond float32 become infinite; infinite numbers are the caller's business.
         with (
-            data_errors(f"{self._where(name)}: entries {start} to {stop} cannot be read"),
+            data_errors(f"{self._where(name)}: entries {start} to {stop - 1} cannot be read"),
             np.errstate(over="ignore", invalid="ignore"),
         ):
             column.read_into(out, start, stop)

@@ -77,6 +77,12 @@ def _matches(pattern: str) -> list[Path]:
     if files:
         return [Path(name) for name in files]
     shown = f"{pattern!r}" + (f" (expanded: {expanded!r})" if expanded != pattern else "")
+    if any(os.path.exists(os.path.join(folder, "metadata.json")) for folder in folders):
+        raise DataError(
+            f"{pattern!r} is no folder of ROOT files, but a cache of xec_jax.data.build",
+            expected="at least one ROOT file",
+            remedy="set data.source=tfds to train on it; other commands read ROOT files",
+        )
     found = "no .root file in the folder" if folders else "nothing matches"
     raise DataError(
         f"{found} {shown}, seen from the working directory {os.getcwd()}",

@@ -46,6 +46,7 @@ class Stats:
         wait_s: Seconds for which the consumer had to wait.
         replaced: NaN and infinite numbers that became `INVALID`, per key, each counted once.
         dead_events: Events without any valid sensor, each counted once.
+        negative: Photon counts below 0, which are invalid, each counted once.
     """
 
     chunks: int = 0
@@ -54,6 +55,7 @@ class Stats:
     wait_s: float = 0.0
     replaced: Counter[str] = field(default_factory=Counter)
     dead_events: int = 0
+    negative: int = 0
 
 
 class _Piece(NamedTuple):
@@ -225,7 +227,7 @@ class Reader:
                 "%s: branch %r is invalid for %.0f %% of the sensors in entries %d to %d (more of "
                 "such ranges are not mentioned)",
                 *(self._manifest.files[piece.number].path, self._branches["npho"], 100 * invalid),
-                *(piece.first, piece.first + len(piece.keep)),
+                *(piece.first, piece.first + len(piece.keep) - 1),
             )
 
     def _take_arrays(self, size: int) -> Arrays:
@@ -278,18 +280,20 @@ class Reader:
         if not is_whole:
             np.compress(piece.keep, values, axis=0, out=out)
         replaced = make_finite(out) if out.dtype.kind == "f" else 0
+        negative = int(np.count_nonzero(out < 0)) if key == "npho" and piece.is_new else 0
         if key in self._convert:
             self._convert[key](out)
-        if not (replaced and piece.is_new):
+        if not (piece.is_new and (replaced or negative)):
             return
         with self._lock:
+            self.stats.negative += negative
             seen = self.stats.replaced[key]
-            self.stats.replaced[key] += replaced
-        if not seen:
+            self.stats.replaced += Counter({key: replaced})
+        if replaced and not seen:
             logger.warning(
                 "%s: branch %r has %d NaN or infinite values in entries %d to %d; they "
                 "become %g (more of them are only counted)",
-                *(file.path, branch, replaced, first, stop, INVALID),
+                *(file.path, branch, replaced, first, stop - 1, INVALID),
             )
 
     def _salvage(self, file: RootFile, branch: str, values: np.ndarray, piece: _Piece) -> None:
@@ -319,8 +323,11 @@ class Reader:
         place = (str(path), begin, end)
         if place not in self.quarantine:
             self.quarantine[place] = reason
+            # What the reason says again of the place is left out.
+            short = reason.removeprefix(f"{path}: ").replace(f"entries {begin} to {end - 1} ", "")
             logger.warning(
-                "%s: entries %d to %d are in quarantine, they do not count: %s", *place, reason
+                "%s: entries %d to %d are in quarantine, they do not count: %s",
+                *(path, begin, end - 1, short),
             )
 
     def _find_spare(self) -> Arrays:
@@ -352,7 +359,7 @@ class Reader:
         where = f"{self._manifest.files[index].path}: tree {self._manifest.tree!r}"
         if "npho" in sample:
             branch = self._branches["npho"]
-            place = f"{where}, branch {branch!r}, entries {first} to {first + stop - start}"
+            place = f"{where}, branch {branch!r}, entries {first} to {first + stop - start - 1}"
             check_light(sample["npho"], place)
         self._judge(sample, where)
         self._is_judged = True

@@ -21,6 +21,7 @@ import numpy as np
 from xec_jax.data import order
 from xec_jax.data.fiducial import BRANCH, Limits, cut_of
 from xec_jax.data.invalid import make_relative, rescale
+from xec_jax.data.report import log_report
 from xec_jax.data.root.manifest import Pattern, build_manifest, resolve_paths
 from xec_jax.data.root.reader import CUT, LOST, SEEN, UNREAD, Reader, Stats
 from xec_jax.data.root.windows import Arrays, Ranges, Window, WindowCache, plan_windows
@@ -205,9 +206,9 @@ class RootSource:
         Returns:
             `entries` = `seen` + `skipped` + `cut` + `unread`, where `skipped` entries cannot be
             read; `served`, the rows with a weight in all batches of this shard; `dead_events`
-            without a valid sensor and `replaced`, the NaN and infinite numbers per key, among
-            those seen; `quarantine`, the reasons by "file: entries a to b"; and `bad_files`,
-            the reasons by file.
+            without a valid sensor, `negative` photon counts, which are invalid, and `replaced`,
+            the NaN and infinite numbers per key, among those seen; `quarantine`, the reasons by
+            "file: entries a to b", both included; and `bad_files`, the reasons by file.
         """
         counts = np.bincount(self._reader.fate, minlength=4).tolist()
         return {
@@ -218,9 +219,10 @@ class RootSource:
             "unread": counts[UNREAD],
             "served": self._served,
             "dead_events": self.stats.dead_events,
+            "negative": self.stats.negative,
             "replaced": dict(self.stats.replaced),
             "quarantine": {
-                f"{path}: entries {first} to {stop}": reason
+                f"{path}: entries {first} to {stop - 1}": reason
                 for (path, first, stop), reason in sorted(self._reader.quarantine.items())
             },
             "bad_files": dict(self.manifest.left_out),
@@ -271,7 +273,7 @@ class RootSource:
         batch["weight"] *= order.padding_weight(size, at.real)
         self._served += int(np.count_nonzero(batch["weight"]))
         if (step + 1) % self.steps_per_epoch(size=size, shards=shard[1], train=train) == 0:
-            self._log_report()
+            log_report(self.report())
         if step - 1 == self._last_step:
             used = size * shard[1] * self.steps_per_epoch(size=size, shards=shard[1], train=train)
             if index < len(windows) and windows[index].first < used:
@@ -285,7 +287,7 @@ class RootSource:
     def close(self) -> None:
         """Stops reading ahead, closes the files and frees the memory; says what was read."""
         if self._served and not self._is_closed:
-            self._log_report()
+            log_report(self.report())
         self._is_closed = True
         self._reader.stop()
         self._windows.close()
@@ -309,19 +311,6 @@ class RootSource:
         arrays = self._windows.get(ranges)
         self.stats.wait_s += time.perf_counter() - begun
         return arrays
-
-    def _log_report(self) -> None:
-        found = self.report()
-        is_bad = found["skipped"] or found["bad_files"]
-        logger.log(
-            logging.WARNING if is_bad else logging.INFO,
-            "%d entries: %d seen, %d skipped in %d ranges, %d cut, %d not read yet; %d dead "
-            "events, %d values replaced, %d bad files left out",
-            *(found[name] for name in ("entries", "seen", "skipped")),
-            len(found["quarantine"]),
-            *(found[name] for name in ("cut", "unread", "dead_events")),
-            *(sum(found["replaced"].values()), len(found["bad_files"])),
-        )
 
     def _fit(self, shuffle_buffer: int, max_ram_gb: float) -> int:
         """Returns the number of events in a window that keeps within the memory."""

@@ -18,7 +18,8 @@ def compare(reports: Sequence[FileReport], inputs: Sequence[str]) -> list[Proble
     read = [report for report in reports if len(report.numbers)]
     twice, once = _same_files(read)
     problems = [*twice, *_same_events(once), *_other_branches(read, inputs)]
-    if reports and not any(report.entries for report in reports):
+    is_empty = all(report.is_usable and not report.entries for report in reports)
+    if reports and is_empty:  # an unreadable file has an error of its own
         problems.append(
             Problem("error", "no_events", "no file has events", "name files that hold events")
         )

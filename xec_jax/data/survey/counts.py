@@ -1,5 +1,7 @@
 """Running statistics of one branch: what its values are, in bounded memory."""
 
+from typing import Any
+
 import numpy as np
 
 from xec_jax.geometry import INVALID_ABOVE
@@ -19,12 +21,14 @@ class Counts:
         zero: How many are zero.
         low: Smallest valid value, None without any.
         high: Largest valid value, None without any.
+        components: The same of each component, of branches with two or three numbers per event.
     """
 
     NUMBERS = ("values", "nan", "inf", "marker", "negative", "zero")
 
     def __init__(self) -> None:
         self.values = self.nan = self.inf = self.marker = self.negative = self.zero = 0
+        self.components: list[Counts] = []
         self.low: int | float | None = None
         self.high: int | float | None = None
         self._sample = np.empty(0)
@@ -32,6 +36,10 @@ class Counts:
 
     def update(self, values: np.ndarray) -> None:
         """Adds the values of some events, of any shape."""
+        if values.shape[1:] in ((2,), (3,)):
+            self._split(values.shape[1])
+            for component, column in zip(self.components, values.T, strict=True):
+                component.update(column)
         values = values.reshape(-1)
         first = -(self.values - self.invalid) % self._stride  # as if it all came at once
         size = np.abs(values) if values.dtype.kind == "f" else values
@@ -53,6 +61,13 @@ class Counts:
 
     def add(self, other: "Counts") -> None:
         """Adds the statistics of another file."""
+        if other.components and (not self.values or self.components):
+            self._split(len(other.components))
+        if len(self.components) == len(other.components):
+            for component, more in zip(self.components, other.components, strict=True):
+                component.add(more)
+        else:  # the files differ in what the branch holds
+            self.components = []
         for name in self.NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         if other.low is not None and other.high is not None:
@@ -72,10 +87,17 @@ class Counts:
         """How many values are NaN, infinite or markers."""
         return self.nan + self.inf + self.marker
 
-    def as_dict(self) -> dict[str, int | float | None]:
+    def as_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON."""
-        numbers = {name: getattr(self, name) for name in self.NUMBERS}
-        return numbers | {"min": self.low, "median": self.percentile(50), "max": self.high}
+        numbers: dict[str, Any] = {name: getattr(self, name) for name in self.NUMBERS}
+        numbers |= {"min": self.low, "median": self.percentile(50), "max": self.high}
+        if self.components:
+            numbers["components"] = [component.as_dict() for component in self.components]
+        return numbers
+
+    def _split(self, n: int) -> None:
+        if not self.components:
+            self.components = [Counts() for _ in range(n)]
 
     def _extend(self, low: int | float, high: int | float) -> None:
         self.low = low if self.low is None else min(self.low, low)

@@ -117,6 +117,11 @@ RULES = {
         "make the file again, or feed the absolute branch",
         {FEW: "relative"},
     ),
+    "relative_gaps": Rule(
+        "holds numbers for sensors that are invalid in 'npho'",
+        "make the file again: of one and the same measurement",
+        {FEW: "relative_gaps"},
+    ),
     "energy_unit": Rule(
         "is no energy of a photon",
         "name the unit that all files hold: data.energy_unit = 'GeV' or 'MeV' (in xec_jax.check: "
@@ -130,7 +135,8 @@ RULES = {
     ),
     "truth_invalid": Rule(
         "is NaN, infinite or 1e10",
-        "such events are not trained with; make the file again if there are many",
+        "such events do not count for this quantity; make the file again, or train with "
+        "data.allow_bad_truth=true, which takes more than 1 % of them",
         {0: "truth_gaps", FEW: "truth_invalid"},
     ),
     "true_time": Rule(

@@ -3,9 +3,10 @@
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ NUMBERS = ("run", "event")
 CODECS = {0: "zlib", 1: "zlib", 2: "LZMA", 3: "old zlib", 4: "LZ4", 5: "ZSTD"}
 
 Level = Literal["error", "warning", "note"]
+
+Lost = dict[str, list[tuple[int, int, DataError]]]
+"""Entries that cannot be read by branch: the first, one past the last, why."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class Survey:
                 report.compression = _compression(path)
                 report.uuid, report.entries = file.uuid, file.entries
                 columns = _columns(file, report)
-                self._look_for_branches(file, report)
+                self._look_for_branches(file, report, columns)
                 if file.entries == 0:
                     found = f"{path}: tree {self._tree!r} has no entries"
                     _note(report, "warning", "empty", found, "take the file out of the list")
@@ -187,12 +191,16 @@ class Survey:
     def _is_readable(self, columns: dict[str, Column]) -> bool:
         return self._npho in columns and columns[self._npho].shape == (N_SENSORS,)
 
-    def _look_for_branches(self, file: RootFile, report: FileReport) -> None:
+    def _look_for_branches(
+        self, file: RootFile, report: FileReport, columns: dict[str, Column]
+    ) -> None:
+        alike = [name for name, column in columns.items() if column.shape == (N_SENSORS,)]
         for name in filter(None, (self._npho, self._time)):
             try:
                 file.column(name, (N_SENSORS,))
             except DataError as error:
-                _note(report, "error", "branch", error.found, error.remedy)
+                remedy = error.remedy.partition(": did you mean")[0] + suggest(name, alike)
+                _note(report, "error", "branch", error.found, remedy)
         for names, level, kind, remedy in (
             (NUMBERS, "warning", "no_numbers", "dead sensors are not told run by run without"),
             (questions.TRUTH, "note", "no_truth", "trainings that need them cannot use the file"),
@@ -214,26 +222,37 @@ class Survey:
         scalars = [name for name in NUMBERS if name in columns and _is_scalar(columns[name])]
         report.numbered = tuple(scalars)
         seen: list[tuple[np.ndarray, np.ndarray]] = []
-        lost: list[tuple[DataError, int]] = []
+        lost: Lost = {}
         limit = min(file.entries, self._max_events or file.entries)
 
-        def read(name: str, start: int, stop: int) -> np.ndarray:
-            values = np.empty((stop - start, *columns[name].shape), columns[name].dtype)
-            file.read_into(name, values, start, stop)
-            return values
+        needed = {self._npho, self._time, *NUMBERS, *questions.TRUTH}
 
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             for start, stop in _ranges(columns, self._npho, limit):
-                tasks = {name: pool.submit(read, name, start, stop) for name in columns}
-                try:
-                    arrays = {name: task.result() for name, task in tasks.items()}
-                except DataError as error:
-                    lost.append((error, stop - start))
+                tasks = {
+                    name: pool.submit(_salvage, file, name, column, start, stop)
+                    for name, column in columns.items()
+                }
+                arrays, good = {}, {name: np.ones(stop - start, bool) for name in columns}
+                for name, task in tasks.items():
+                    arrays[name], spans = task.result()
+                    for begin, end, error in spans:
+                        lost.setdefault(name, []).append((begin, end, error))
+                        good[name][begin - start : end - start] = False
+                keep = np.logical_and.reduce([good[name] for name in columns if name in needed])
+                if not keep.any():
                     continue
-                for _ in pool.map(Counts.update, counts.values(), arrays.values()):
+                usable = {name: keep & rows for name, rows in good.items()}
+                arrays = {
+                    name: values if usable[name].all() else values[usable[name]]
+                    for name, values in arrays.items()
+                }
+                for _ in pool.map(Counts.update, map(counts.get, arrays), arrays.values()):
                     pass
+                entries = start + np.flatnonzero(keep)
+                arrays = {n: values for n, values in arrays.items() if len(values) == len(entries)}
                 npho = arrays[self._npho].astype(np.float32, copy=False)
-                seen.append(_identify(report, arrays, npho, start))
+                seen.append(_identify(report, arrays, npho, entries))
                 runs = seen[-1][0][:, 0] if "run" in scalars else None
                 dead = arrays.get("dead", npho[:0])  # a branch of some files
                 self.health.update(npho, runs, dead if dead.shape == npho.shape else None)
@@ -249,10 +268,13 @@ class Survey:
             report.numbers, report.lit = (
                 np.concatenate(parts) for parts in zip(*seen, strict=True)
             )
-        if lost:
-            first, events = lost[0][0], sum(n for _, n in lost)
-            text = f"{first.found}; {events} of {limit} events are lost"
-            _note(report, "error", "read", text, first.remedy)
+        _note_lost(report, lost, needed, limit)
+        for name in filter(None, (self._npho, self._time)):
+            bad = counts[name].nan + counts[name].inf if name in counts else 0
+            if bad and (share := bad / counts[name].values) > questions.MANY_NAN:
+                text = f"{report.path}: branch {name!r} has {share:.1%} NaN or infinite values"
+                remedy = "they become invalid sensors; check the calibration that wrote the file"
+                _note(report, "warning", "nan", text, remedy)
         _note_doubts(report, findings)
         for name in dict.fromkeys((self._npho, "npho", "relative_npho")):
             if name in counts and (high := counts[name].percentile(99.9) or 0) > 0:
@@ -264,7 +286,7 @@ class Survey:
 
 
 def _identify(
-    report: FileReport, arrays: dict[str, np.ndarray], npho: np.ndarray, start: int
+    report: FileReport, arrays: dict[str, np.ndarray], npho: np.ndarray, entries: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns `numbers` and `lit` of some events, and notes the first ones without light."""
     numbers = np.zeros((len(npho), 3), np.int64)
@@ -277,12 +299,56 @@ def _identify(
     for row in np.flatnonzero(~lit)[: EXAMPLES - len(report.dark_events)].tolist():
         who = dict(zip(NUMBERS, numbers[row, :2].tolist(), strict=True))
         known = {name: who[name] for name in report.numbered}
-        report.dark_events.append({"entry": start + row, **known})
+        report.dark_events.append({"entry": int(entries[row]), **known})
     return numbers, lit
 
 
 def _note(report: FileReport, level: Level, kind: str, found: str, remedy: str) -> None:
     report.problems.append(Problem(level, kind, found, remedy))
+
+
+def _salvage(
+    file: RootFile, name: str, column: Column, start: int, stop: int
+) -> tuple[np.ndarray, list[tuple[int, int, DataError]]]:
+    """Reads entries of a branch, those of good baskets if some are bad, and says which are lost."""
+    values = np.zeros((stop - start, *column.shape), column.dtype)
+    try:
+        file.read_into(name, values, start, stop)
+        return values, []
+    except DataError:
+        lost = []
+    baskets = np.unique(column.offsets).tolist()
+    cuts = [start, *(entry for entry in baskets if start < entry < stop), stop]
+    for begin, end in pairwise(cuts):
+        try:
+            file.read_into(name, values[begin - start : end - start], begin, end)
+        except DataError as error:
+            lost.append((begin, end, error))
+    return values, lost
+
+
+def _note_lost(report: FileReport, lost: Lost, needed: Collection[str | None], limit: int) -> None:
+    """Says which entries of which branch are lost: an error only where a training needs them."""
+    for name, spans in lost.items():
+        merged: list[list[int]] = []
+        for begin, end, _ in spans:
+            if merged and merged[-1][1] == begin:
+                merged[-1][1] = end
+            else:
+                merged.append([begin, end])
+        where = ", ".join(f"{begin} to {end - 1}" for begin, end in merged[:EXAMPLES])  # inclusive
+        where += ", ..." if len(merged) > EXAMPLES else ""
+        first = spans[0][2]
+        reason = first.found.partition("cannot be read")[2].strip(" ()") or first.found
+        events = sum(end - begin for begin, end in merged)
+        found = f"{report.path}: branch {name!r}: entries {where} cannot be read ({reason}); "
+        if name in needed:
+            found += f"{events} of {limit} events are lost"
+            _note(report, "error", "read", found, first.remedy)
+        else:
+            found += f"{events} of {limit} values are lost"
+            remedy = f"a training that does not read {name!r} does not need them; {first.remedy}"
+            _note(report, "warning", "read_others", found, remedy)
 
 
 def _note_doubts(report: FileReport, findings: questions.Findings) -> None:

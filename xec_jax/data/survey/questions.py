@@ -18,6 +18,7 @@ LARGEST_TIME_S = 1e-5  # the digitizers record 1e-6 s
 BRIGHT_NPHO = 100.0  # photons; a sensor with more of them should have a time
 LARGEST_FRACTION = 1.5  # of the brightest sensor: `relative_npho` is at most 1
 LARGEST_ENERGY_GEV = 0.15  # the most energetic photons of pion capture have 0.129
+MANY_NAN = 0.01  # share of NaN and infinite values that is worth a word
 BROKEN_SENSORS = 0.01  # a larger share with impossible values is a wrong unit, not broken sensors
 
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -161,6 +162,9 @@ def _relative(note: Callable, sensors: Arrays, arrays: Arrays) -> None:
         if relative.shape != absolute.shape:
             continue
         reference = arrays[used].astype(np.float64)[:, None]
+        if quantity == "npho":
+            is_gap = _usable(relative) & ~_usable(absolute)
+            note("relative_gaps", "relative_npho", is_gap.any(axis=1))
         good = _usable(relative) & _usable(absolute) & _usable(reference)
         with np.errstate(over="ignore", invalid="ignore"):  # markers and NaN do not count
             is_time = quantity == "time"

@@ -180,7 +180,7 @@ class XecEvents(tfds.core.GeneratorBasedBuilder):
         option = "--time_range, " if key == "time" else ""
         return DataError(
             f"{self._recipe.input[0]}: {n} of {valid.size} values of {key!r} in the events "
-            f"{step * BATCH} to {step * BATCH + len(x)} are out of range: they reach from "
+            f"{step * BATCH} to {step * BATCH + len(x) - 1} are out of range: they reach from "
             f"{valid.min() * factor:g} to {valid.max() * factor:g} {unit}",
             expected=f"{low * factor:.6g} to {high * factor:.6g} {unit}",
             remedy=f"{marker}{option}--encoding float32, or --clip to give them the range's end",

@@ -21,7 +21,8 @@ import numpy as np
 
 from xec_jax.data import order
 from xec_jax.data.fiducial import BRANCH, Limits, cut
-from xec_jax.data.invalid import check_light, make_finite, make_relative, rescale
+from xec_jax.data.invalid import check_light, dead_events, make_finite, make_relative, rescale
+from xec_jax.data.report import log_report
 from xec_jax.data.root.manifest import Pattern
 from xec_jax.data.source import Spec, batch_dtype, check_extra
 from xec_jax.data.survey.first_look import look
@@ -130,12 +131,19 @@ class TfdsSource:
             self._convert["npho"] = make_relative
         self._settings = {"fiducial": limits, "scale": factors, "derived": is_derived}
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="xec-tfds")
+        self._is_seen = np.zeros(self._files.entries, bool)
+        self._served = self._dead = self._negative = 0
+        self._lock = threading.Lock()
+        self._is_closed = False
         if absent := [name for name in extra if name not in columns]:
             logger.warning("%s: no column %s; batches come without it", path, ", ".join(absent))
         names = {key: key for key in keys} | {"npho": npho_branch}
         names |= {"time": time_branch} if time_branch else {}
         try:
-            sample = self.batch(0, size=min(SAMPLE, len(self)), train=False)
+            rows = np.arange(min(SAMPLE, len(self)))
+            sample = self._load(rows if self._kept is None else self._kept[rows], len(rows))
+            sample["weight"].fill(1)
+            self._negative = 0  # they count when they are served
             check_light(sample["npho"], str(first.path))
             look(
                 *(sample, str(first.path), names),
@@ -182,18 +190,49 @@ class TfdsSource:
             rows = order.shuffled(len(self), *order.key(seed, at.epoch))[rows]
         if self._kept is not None:
             rows = self._kept[rows]
-        batch = {key: np.empty((size, *shape), dtype) for key, (shape, dtype) in self.spec.items()}
-        pieces = [slice(i, min(i + PIECE, at.taken)) for i in range(0, at.taken, PIECE)]
-        running = [self._pool.submit(self._fill, batch, piece, rows[piece]) for piece in pieces]
-        for future in running:
-            future.result()
-        for values in batch.values():
-            order.pad(values, at.taken)
+        batch = self._load(rows, size)
         batch["weight"] = order.padding_weight(size, at.real)
+        is_new = ~self._is_seen[rows]
+        if is_new.any():
+            self._dead += int(np.count_nonzero(dead_events(batch["npho"][: at.taken])[is_new]))
+            self._is_seen[rows] = True
+        self._served += int(np.count_nonzero(batch["weight"]))
+        if (step + 1) % self.steps_per_epoch(size=size, shards=shard[1], train=train) == 0:
+            log_report(self.report())
         return batch
 
+    def report(self) -> dict[str, Any]:
+        """Says what became of every entry of the files behind the caches so far.
+
+        Returns:
+            The keys of `RootSource.report`. `skipped` entries and `bad_files` were left out when
+            the caches were built, which also replaced what was not finite; `unread` entries may
+            have been read by other shards, each of which reads its own.
+        """
+        every = [cache.metadata for cache in self._caches]
+        skipped = sum(metadata.get("skipped", 0) for metadata in every)
+        seen, size = int(np.count_nonzero(self._is_seen)), self._files.entries
+        return {
+            "entries": size + skipped,
+            "seen": seen,
+            "skipped": skipped,
+            "cut": size - len(self),
+            "unread": len(self) - seen,
+            "served": self._served,
+            "dead_events": self._dead,
+            "negative": self._negative,
+            "replaced": {},
+            "quarantine": {},
+            "bad_files": {
+                k: v for metadata in every for k, v in metadata.get("bad_files", {}).items()
+            },
+        }
+
     def close(self) -> None:
-        """Ends the threads and closes the files."""
+        """Ends the threads and closes the files; says what was read."""
+        if self._served and not self._is_closed:
+            log_report(self.report())
+        self._is_closed = True
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._files.close()
 
@@ -202,6 +241,17 @@ class TfdsSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _load(self, rows: np.ndarray, size: int) -> dict[str, np.ndarray]:
+        """Reads events into the first rows of a batch; those behind become copies."""
+        batch = {key: np.empty((size, *shape), dtype) for key, (shape, dtype) in self.spec.items()}
+        pieces = [slice(i, min(i + PIECE, len(rows))) for i in range(0, len(rows), PIECE)]
+        running = [self._pool.submit(self._fill, batch, piece, rows[piece]) for piece in pieces]
+        for future in running:
+            future.result()
+        for values in batch.values():
+            order.pad(values, len(rows))
+        return batch
 
     def _fill(self, batch: dict[str, np.ndarray], piece: slice, events: np.ndarray) -> None:
         """Reads and decodes events into some rows of a batch."""
@@ -215,6 +265,9 @@ class TfdsSource:
                 out[...] = stored
                 if out.dtype.kind == "f":
                     make_finite(out)
+            if key == "npho" and not (is_seen := self._is_seen[events]).all():
+                with self._lock:
+                    self._negative += int(np.count_nonzero((out < 0)[~is_seen]))
             if key in self._convert:
                 self._convert[key](out)
 
@@ -292,7 +345,7 @@ def open_records(path: Path) -> Any:
     except ModuleNotFoundError as error:
         raise ConfigError(
             "data.source is 'tfds', but the package array_record is not installed",
-            remedy="pip install 'xec_jax[tfds]', or train on the ROOT files",
+            remedy="pip install -e '.[tfds]' in the repository, or train on the ROOT files",
         ) from error
     # Bytes that nobody asked for are not read; the threads are ours.
     options = "readahead_buffer_size:0,max_parallelism:0"
