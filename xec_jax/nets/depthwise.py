@@ -6,8 +6,8 @@ the kernel is left to the grouped convolution.
 
 On a CPU the events go through a loop. It computes nothing else than one sum over the whole batch,
 but XLA does not fuse across its border: without it, the 49 products are computed and compiled once
-more inside every later operation that reads their sum. A ConvNeXt block with its gradients takes
-0.5 to 0.9 of the time with it, and the gradient of a whole network compiles in two thirds.
+more inside every later operation that reads their sum. A ConvNeXt block takes 0.65 of the time
+forward and 0.8 with its gradients, and the gradient of a whole network compiles in 0.7 of the time.
 """
 
 import functools
