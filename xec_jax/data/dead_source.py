@@ -1,15 +1,13 @@
 """Dead channels taken out of the events of a source."""
 
-import hashlib
 import logging
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from xec_jax.data.dead import DeadChannels, describe, digest, mask, read_dead
 from xec_jax.data.root.manifest import Pattern
-from xec_jax.data.source import Source
+from xec_jax.data.source import ChangedSource, Source
 from xec_jax.data.truth import read_truth
 from xec_jax.errors import DataError
 from xec_jax.geometry import INVALID
@@ -17,7 +15,7 @@ from xec_jax.geometry import INVALID
 logger = logging.getLogger(__name__)
 
 
-class DeadSource:
+class DeadSource(ChangedSource):
     """A source whose events lack the dead sensors of their run.
 
     Photon counts and times of dead sensors become 1e10, whatever the files hold; everything else
@@ -38,54 +36,21 @@ class DeadSource:
                 expected="a branch `run` in the files, and in data.extra_branches",
                 remedy="read `run`, or use the pattern of one run for all events",
             )
-        self._source, self._patterns = source, patterns
-        self.spec = source.spec
+        super().__init__(source, digest(patterns))
+        self._patterns = patterns
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the events and of the list."""
-        text = f"{self._source.fingerprint} {digest(self._patterns)}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def __len__(self) -> int:
-        """Returns the number of events."""
-        return len(self._source)
-
-    def steps_per_epoch(self, *, size: int, shards: int = 1, train: bool = True) -> int:
-        """Returns the number of batches of an epoch; see `Source`."""
-        return self._source.steps_per_epoch(size=size, shards=shards, train=train)
-
-    def batch(
-        self,
-        step: int,
-        *,
-        size: int,
-        shard: tuple[int, int] = (0, 1),
-        seed: int = 0,
-        train: bool = True,
-    ) -> dict[str, np.ndarray]:
-        """Returns the events of one step; see `Source`.
+    def change(self, batch: dict[str, np.ndarray], train: bool) -> None:
+        """Marks the dead sensors.
 
         Raises:
             DataError: An event of a run that the list does not know.
         """
-        batch = self._source.batch(step, size=size, shard=shard, seed=seed, train=train)
-        for run, rows in _rows_by_run(None if None in self._patterns else batch["run"], size):
+        runs = None if None in self._patterns else batch["run"]
+        for run, rows in _rows_by_run(runs, len(batch["weight"])):
             cells = np.ix_(rows, np.flatnonzero(mask(self._patterns, run)))
             for name in ("npho", "time"):
                 if name in batch:
                     batch[name][cells] = INVALID
-        return batch
-
-    def close(self) -> None:
-        """Closes the source."""
-        self._source.close()
-
-    def __getattr__(self, name: str) -> Any:
-        """Passes on what some sources have besides: `report`, `stats`."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._source, name)
 
 
 def without_dead(source: Source, config: ConfigDict, path: Pattern) -> Source:

@@ -4,17 +4,15 @@ Source: histogram reweighting of the PyTorch predecessor, with a bound, and mean
 product of several histograms.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from xec_jax.data.source import Source
+from xec_jax.data.source import ChangedSource, Source
 from xec_jax.data.truth import read_truth
 from xec_jax.errors import ConfigError, DataError
 from xec_jax.geometry import INVALID_ABOVE
@@ -121,7 +119,7 @@ def _columns(arrays: Mapping[str, np.ndarray], branch: str, zeros: Mapping[str, 
     return np.where(is_known[:, None], values - np.float32(1e9) * zero, np.nan)
 
 
-class ReweightedSource:
+class ReweightedSource(ChangedSource):
     """A source whose events weigh as much as a `Weighting` says, in training batches.
 
     Args:
@@ -131,47 +129,13 @@ class ReweightedSource:
     """
 
     def __init__(self, source: Source, weighting: Weighting, settings: str = "") -> None:
-        self._source, self._weighting, self._settings = source, weighting, settings
-        self.spec = source.spec
+        super().__init__(source, settings)
+        self._weighting = weighting
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the events and of the settings."""
-        text = f"{self._source.fingerprint} {self._settings}"
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def __len__(self) -> int:
-        """Returns the number of events."""
-        return len(self._source)
-
-    def steps_per_epoch(self, *, size: int, shards: int = 1, train: bool = True) -> int:
-        """Returns the number of batches of an epoch; see `Source`."""
-        return self._source.steps_per_epoch(size=size, shards=shards, train=train)
-
-    def batch(
-        self,
-        step: int,
-        *,
-        size: int,
-        shard: tuple[int, int] = (0, 1),
-        seed: int = 0,
-        train: bool = True,
-    ) -> dict[str, np.ndarray]:
-        """Returns the events of one step; see `Source`."""
-        batch = self._source.batch(step, size=size, shard=shard, seed=seed, train=train)
+    def change(self, batch: dict[str, np.ndarray], train: bool) -> None:
+        """Multiplies the weights of a training batch."""
         if train:
             batch["weight"] = (batch["weight"] * self._weighting(batch)).astype(np.float32)
-        return batch
-
-    def close(self) -> None:
-        """Closes the source."""
-        self._source.close()
-
-    def __getattr__(self, name: str) -> Any:
-        """Passes on what some sources have besides: `report`, `stats`."""
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._source, name)
 
 
 def bins_of(config: ConfigDict) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,8 @@
 """What the training loop may ask of a data source."""
 
+import hashlib
 from collections.abc import Collection, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -76,6 +77,52 @@ class Source(Protocol):
     def close(self) -> None:
         """Releases files and threads."""
         ...
+
+
+class ChangedSource:
+    """A source that changes the batches of another one; everything else is passed on.
+
+    Args:
+        source: Where the events come from.
+        mark: Says what is changed, for the fingerprint.
+    """
+
+    def __init__(self, source: Source, mark: str) -> None:
+        self._source, self._mark = source, mark
+        self.spec = source.spec
+
+    def change(self, batch: dict[str, np.ndarray], train: bool) -> None:
+        """Changes a batch of the other source in place."""
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the events and of the change."""
+        return hashlib.sha256(f"{self._source.fingerprint} {self._mark}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        """Returns the number of events."""
+        return len(self._source)
+
+    def batch(
+        self,
+        step: int,
+        *,
+        size: int,
+        shard: tuple[int, int] = (0, 1),
+        seed: int = 0,
+        train: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """Returns the events of one step; see `Source`."""
+        batch = self._source.batch(step, size=size, shard=shard, seed=seed, train=train)
+        self.change(batch, train)
+        return batch
+
+    def __getattr__(self, name: str) -> Any:
+        """Passes on the other methods, and what some sources have besides: `report`, `stats`."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._source, name)
 
 
 def check_extra(extra: Collection[str]) -> None:
