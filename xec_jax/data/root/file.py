@@ -5,8 +5,10 @@ with half a dozen unrelated exceptions; whatever goes wrong leaves here as a `Da
 names file, tree and branch.
 """
 
+import contextlib
 import struct
 import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -346,6 +348,29 @@ class RootFile:
             np.errstate(over="ignore", invalid="ignore"),
         ):
             column.read_into(out, start, stop)
+
+    def salvage(
+        self, name: str, out: np.ndarray, start: int, stop: int
+    ) -> list[tuple[int, int, DataError]]:
+        """Fills an array like `read_into`, but basket by basket, zeros where that fails.
+
+        Returns:
+            First and one past the last entry in this file of what cannot be read, and why. It
+            depends on the file alone, not on how its entries are grouped into calls.
+        """
+        baskets: list[int] = []
+        with contextlib.suppress(DataError):  # it cannot even be opened: all is lost
+            baskets = np.unique(self.column(name).offsets).tolist()
+        cuts = [start, *(entry for entry in baskets if start < entry < stop), stop]
+        lost = []
+        for begin, end in pairwise(cuts):
+            rows = out[begin - start : end - start]
+            try:
+                self.read_into(name, rows, begin, end)
+            except DataError as error:
+                rows[...] = 0
+                lost.append((begin, end, error))
+        return lost
 
     def close(self) -> None:
         """Closes the file."""

@@ -6,7 +6,6 @@ with weight 0. Numbers of events, shapes and the order of all others stay as the
 run can be resumed as if nothing was wrong.
 """
 
-import contextlib
 import logging
 import threading
 import time
@@ -14,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -276,7 +274,8 @@ class Reader:
         except DataError as error:
             if not self._skip:
                 raise error
-            self._salvage(file, branch, values, piece)
+            for begin, end, reason in file.salvage(branch, values, first, stop):
+                self._lose(piece, begin, end, reason)
         if not is_whole:
             np.compress(piece.keep, values, axis=0, out=out)
         replaced = make_finite(out) if out.dtype.kind == "f" else 0
@@ -295,21 +294,6 @@ class Reader:
                 "become %g (more of them are only counted)",
                 *(file.path, branch, replaced, first, stop - 1, INVALID),
             )
-
-    def _salvage(self, file: RootFile, branch: str, values: np.ndarray, piece: _Piece) -> None:
-        """Reads what can be read, basket by basket: what is lost depends on the file alone."""
-        first, stop = piece.first, piece.first + len(values)
-        baskets: list[int] = []
-        with contextlib.suppress(DataError):  # it cannot even be opened: all is lost
-            baskets = np.unique(file.column(branch).offsets).tolist()
-        cuts = [first, *(entry for entry in baskets if first < entry < stop), stop]
-        for begin, end in pairwise(cuts):
-            rows = slice(begin - first, end - first)
-            try:
-                file.read_into(branch, values[rows], begin, end)
-            except DataError as error:
-                values[rows] = 0
-                self._lose(piece, begin, end, error)
 
     def _lose(self, piece: _Piece, begin: int, end: int, error: DataError) -> None:
         """Puts entries of a file into quarantine, or ends the job."""

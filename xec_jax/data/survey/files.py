@@ -6,7 +6,6 @@ import struct
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -230,7 +229,7 @@ class Survey:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             for start, stop in _ranges(columns, self._npho, limit):
                 tasks = {
-                    name: pool.submit(_salvage, file, name, column, start, stop)
+                    name: pool.submit(_read, file, name, column, start, stop)
                     for name, column in columns.items()
                 }
                 arrays, good = {}, {name: np.ones(stop - start, bool) for name in columns}
@@ -307,24 +306,16 @@ def _note(report: FileReport, level: Level, kind: str, found: str, remedy: str) 
     report.problems.append(Problem(level, kind, found, remedy))
 
 
-def _salvage(
+def _read(
     file: RootFile, name: str, column: Column, start: int, stop: int
 ) -> tuple[np.ndarray, list[tuple[int, int, DataError]]]:
     """Reads entries of a branch, those of good baskets if some are bad, and says which are lost."""
     values = np.zeros((stop - start, *column.shape), column.dtype)
     try:
         file.read_into(name, values, start, stop)
-        return values, []
     except DataError:
-        lost = []
-    baskets = np.unique(column.offsets).tolist()
-    cuts = [start, *(entry for entry in baskets if start < entry < stop), stop]
-    for begin, end in pairwise(cuts):
-        try:
-            file.read_into(name, values[begin - start : end - start], begin, end)
-        except DataError as error:
-            lost.append((begin, end, error))
-    return values, lost
+        return values, file.salvage(name, values, start, stop)
+    return values, []
 
 
 def _note_lost(report: FileReport, lost: Lost, needed: Collection[str | None], limit: int) -> None:
