@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import uproot
@@ -18,9 +18,121 @@ Compression = Literal["zstd", "lz4", "zlib", "none"]
 Layout = dict[str, tuple[np.dtype, tuple[int, ...]]]
 
 
+class TreeFile:
+    """A ROOT file under construction, which gets its name when everything is in it.
+
+    Use it as a context: left without an error, the file is complete and replaces an existing
+    one; left with one, nothing remains. Until then it has a hidden temporary name in the same
+    folder. Memory holds one chunk at a time.
+
+    Args:
+        path: The file.
+        compression: As in `write_tree`.
+        identity: As in `write_tree`.
+
+    Attributes:
+        entries: Number of entries written so far, by tree.
+
+    Raises:
+        DiskError: The folder cannot be written, or the disk is full.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        compression: Compression = "zstd",
+        identity: str | None = None,
+    ) -> None:
+        self.path, self._identity = Path(path), identity
+        self.entries: dict[str, int] = {}
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        self._codec = {
+            "zstd": _zstd_with_checksum(1),
+            "lz4": uproot.LZ4(1),
+            "zlib": uproot.ZLIB(1),
+            "none": None,
+        }[compression]
+        self._trees: dict[str, tuple[Layout, Any]] = {}
+
+    def __enter__(self) -> "TreeFile":
+        def make_uuid() -> uuid.UUID:
+            name = self._identity
+            return uuid.uuid5(uuid.NAMESPACE_OID, name) if name else uuid.uuid1()
+
+        with disk_errors(self.path):
+            self._stream = self._temporary.open("w+b")
+        try:
+            with disk_errors(self.path):
+                # A stream: uproot would take a colon in the path for a tree.
+                options = {"compression": self._codec, "uuid_function": make_uuid}
+                self._file = uproot.recreate(self._stream, **options)
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def extend(self, chunk: Mapping[str, np.ndarray], tree: str = "tree") -> None:
+        """Adds entries; the first chunk of a tree, which may be empty, says what its branches are.
+
+        Raises:
+            DataError: Arrays that do not fit each other, earlier ones, or a tree.
+            DiskError: The disk is full.
+        """
+        found = _layout(chunk, self.path)
+        if tree not in self._trees:
+            with disk_errors(self.path):
+                self._trees[tree] = found, self._file.mktree(tree, found)
+            self.entries[tree] = 0
+        layout, output = self._trees[tree]
+        if found != layout:
+            raise _changed(layout, found, self.path, self.entries[tree])
+        n = len(next(iter(chunk.values())))
+        if n:
+            with disk_errors(self.path):
+                output.extend(dict(chunk))
+        self.entries[tree] += n
+
+    def table(self, name: str, values: Mapping[str, float | str]) -> None:
+        """Writes a tree of one entry whose branches are numbers (double) and texts (char*)."""
+        branches = {
+            key: "string" if isinstance(value, str) else np.dtype(np.float64)
+            for key, value in values.items()
+        }
+        with disk_errors(self.path):
+            tree = self._file.mktree(name, branches)
+            tree.extend(
+                {k: [v] if isinstance(v, str) else np.array([v], float) for k, v in values.items()}
+            )
+
+    def note(self, name: str, text: str) -> None:
+        """Writes a text as TObjString."""
+        with disk_errors(self.path):
+            self._file[name] = text
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        try:
+            if kind is None:
+                with disk_errors(self.path):
+                    self._stream.flush()
+                    os.fsync(self._stream.fileno())
+                    self._temporary.replace(self.path)
+                    sync_folder(self.path.parent)
+        finally:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Closes the temporary file and removes it where it still has its name."""
+        # On a full disk, closing tries to write the rest again: not to hide the first error.
+        with contextlib.suppress(OSError):
+            self._stream.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+
 def write_tree(
     path: str | Path,
-    chunks: Iterable[dict[str, np.ndarray]],
+    chunks: Iterable[Mapping[str, np.ndarray]],
     *,
     tree: str = "tree",
     compression: Compression = "zstd",
@@ -50,52 +162,14 @@ def write_tree(
         DataError: No chunk at all, or chunks that do not fit each other or a tree.
         DiskError: The folder cannot be written, or the disk is full.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-
-    def make_uuid() -> uuid.UUID:
-        return uuid.uuid5(uuid.NAMESPACE_OID, identity) if identity else uuid.uuid1()
-
-    codec = {
-        "zstd": _zstd_with_checksum(1),
-        "lz4": uproot.LZ4(1),
-        "zlib": uproot.ZLIB(1),
-        "none": None,
-    }[compression]
-    layout: Layout | None = None
-    entries = 0
-    with disk_errors(path):
-        stream = temporary.open("w+b")  # uproot would take a colon in the path for a tree
-    try:
-        with disk_errors(path):
-            file = uproot.recreate(stream, compression=codec, uuid_function=make_uuid)
+    with TreeFile(path, compression=compression, identity=identity) as file:
         for chunk in chunks:
-            found = _layout(chunk, path)
-            if layout is None:
-                layout = found
-                with disk_errors(path):
-                    output = file.mktree(tree, layout)
-            elif found != layout:
-                raise _changed(layout, found, path, entries)
-            with disk_errors(path):
-                output.extend(dict(chunk))
-            entries += len(next(iter(chunk.values())))
-        if layout is None:
+            file.extend(chunk, tree)
+        if not file.entries:
             raise DataError(f"no events for {path}", expected="at least one chunk")
-        with disk_errors(path):
-            for name, text in (notes or {}).items():
-                file[name] = text
-            stream.flush()
-            os.fsync(stream.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
-    finally:
-        # On a full disk, closing tries to write the rest again: not to hide the first error.
-        with contextlib.suppress(OSError):
-            stream.close()
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return entries
+        for name, text in (notes or {}).items():
+            file.note(name, text)
+    return file.entries[tree]
 
 
 def _zstd_with_checksum(level: int) -> uproot.ZSTD:
@@ -141,7 +215,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _layout(chunk: dict[str, np.ndarray], path: Path) -> Layout:
+def _layout(chunk: Mapping[str, np.ndarray], path: Path) -> Layout:
     """Returns types and trailing shapes of the branches; refuses what no tree can hold."""
     lengths = {name: len(values) if np.ndim(values) else -1 for name, values in chunk.items()}
     if len(set(lengths.values())) != 1 or -1 in lengths.values():
