@@ -25,13 +25,21 @@ LEVELS = {
     "losses": 1.4,
     "targets": 1.45,
     "torch_configs": 1.46,
-    "metrics": 1.5,
-    **dict.fromkeys(["nets", "data", "sim", "baselines"], 2),
+    "metric_definitions": 1.465,
+    "metric_catalog": 1.47,
+    "metrics": 1.48,
+    **dict.fromkeys(["metric_channels", "metric_sums"], 1.5),
+    **dict.fromkeys(["nets", "data", "sim"], 2),
+    "baselines": 2.5,  # use solid angles and the likelihood of sim
     "plots": 2,  # figures from arrays: knows the geometry, nothing above
     "tasks": 3,
     "torch_weights": 3.5,
     "train": 4,
-    **dict.fromkeys(["snpe", "export", "predict", "evaluate", "convert", "simulate"], 5),
+    "trained": 4.2,
+    "evaluation": 5.1,
+    **dict.fromkeys(["snpe", "export", "predict", "convert", "simulate"], 5),
+    "evaluate": 5.5,
+    "display": 5,
     "search": 5,
     "check_report": 4.5,
     "check": 5,
@@ -178,7 +186,11 @@ def test_files_stay_readable():
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "simulate", "predict", "convert", "sweep", "runs", "check", "data.build"]
+    "command",
+    [
+        *("train", "simulate", "predict", "evaluate", "display", "convert", "sweep", "runs"),
+        *("check", "data.build"),
+    ],
 )
 def test_help_does_not_pay_for_jax(command):
     script = (

@@ -1,8 +1,10 @@
 """The simulate command, its files and the cache of samples."""
 
+import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from xec_jax import simulate
 from xec_jax.data.root.writer import write_tree
 from xec_jax.errors import ConfigError, DataError, DiskError, run_command
 from xec_jax.sim.lxe import simulate_range
-from xec_jax.sim.lxe_parameters import LxeParameters
+from xec_jax.sim.lxe_parameters import SIMULATION_VERSION, LxeParameters
 
 
 def read(path):
@@ -271,6 +273,31 @@ def test_cached_sample_is_made_once(tmp_path, monkeypatch, asked):
     ]
     assert len(asked) == 2 + 2 + 1 + 2  # files
     assert len({folder, *others}) == 4
+
+
+def test_cached_samples_of_other_detectors_have_their_own_folders(tmp_path, asked):
+    """And those of the default one keep theirs: their name is that of older versions."""
+    plain = simulate.cached_sample("lxe", 6, seed=3, files=2, cache_dir=tmp_path)
+    content = {"files": 2, "version": SIMULATION_VERSION, "parameters": asdict(LxeParameters())}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    assert plain.name == f"lxe-6-seed3-{digest}"
+    found = [plain]
+    for rate in (0.0, 1e6, 3e6, 1e6):
+        parameters = asdict(LxeParameters()) | {"pileup_rate_hz": rate}
+        found.append(
+            simulate.cached_sample(
+                "lxe", 6, seed=3, files=2, cache_dir=tmp_path, parameters=parameters
+            )
+        )
+        record = json.loads((found[-1] / "sample.json").read_text())
+        assert record["parameters"]["pileup_rate_hz"] == rate
+    assert found[1] == plain
+    assert found[2] == found[4]
+    assert len(set(found)) == 3
+    assert [params.pileup_rate_hz for params, _ in asked] == [0, 0, 1e6, 1e6, 3e6, 3e6]
+    with pytest.raises(ConfigError, match="color"):
+        simulate.cached_sample("lxe", 6, seed=3, cache_dir=tmp_path, parameters={"color": 1})
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_interrupted_generation_leaves_no_sample(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xec_jax import metrics
+from xec_jax import metric_sums
 from xec_jax.kinematics import angles_to_vector
 from xec_jax.losses import ratio
 from xec_jax.targets import QUANTITIES, Target
@@ -25,7 +25,7 @@ def target(name, loss_fn="l1", **options):
 
 def plain(sums):
     """Metrics as they are reported."""
-    return metrics.derive(Tally.means([Tally.pack(sums)]))
+    return metric_sums.derive(Tally.means([Tally.pack(sums)]))
 
 
 # --- targets: raw numbers, outputs, physical values ---------------------------------------------
@@ -129,7 +129,7 @@ def test_classes():
     found = t.predictions(output, {})
     np.testing.assert_array_equal(found["pred_n_gamma"], [0, 1, 2, 3])
     np.testing.assert_allclose(found["pred_n_gamma_probability"].sum(-1), 1, rtol=1e-6)
-    score = metrics.class_sums(t, output, truth, is_known * 1.0)
+    score = metric_sums.class_sums(t, output, truth, is_known * 1.0)
     assert plain(score)["n_gamma_accuracy"] == 0.5
 
 
@@ -144,7 +144,7 @@ def test_metrics_against_plain_numpy():
     weight = (np.arange(n) < 3900).astype(np.float32)
     wrapped = truth - [0, 360] * (truth > 180)
     found = plain(
-        metrics.error_sums(t, *(jnp.float32(x) for x in (wrapped + residual, wrapped)), weight)
+        metric_sums.error_sums(t, *(jnp.float32(x) for x in (wrapped + residual, wrapped)), weight)
     )
     r = residual[:3900]
     for i, name in enumerate(("theta", "phi")):
@@ -168,20 +168,20 @@ def test_metrics_against_plain_numpy():
 @pytest.mark.parametrize("scale", [1e-3, 0.02, 3.0])
 def test_percentiles_of_smooth_distributions_are_exact_to_a_percent(scale):
     error = np.float32(scale * RNG.normal(size=200_000))
-    sums = metrics.percentile_sums("x", jnp.asarray(error), jnp.ones(len(error)), 100.0)
+    sums = metric_sums.percentile_sums("x", jnp.asarray(error), jnp.ones(len(error)), 100.0)
     exact = np.percentile(np.abs(error), 68)
     assert plain(sums)["x"] == pytest.approx(exact, rel=0.01)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(0.0, 1e-3), (1e9, 100.0), (np.nan, 100.0)])
 def test_percentiles_beyond_the_thresholds(value, expected):
-    sums = metrics.percentile_sums("x", jnp.full(5, value), jnp.ones(5), 100.0)
+    sums = metric_sums.percentile_sums("x", jnp.full(5, value), jnp.ones(5), 100.0)
     assert plain(sums)["x"] == pytest.approx(expected)
 
 
 def test_energy_time_and_position():
     truth, residual = np.full((1000, 1), 0.05), RNG.normal(0, 1e-3, (1000, 1))
-    sums = metrics.error_sums(
+    sums = metric_sums.error_sums(
         target("energy"), jnp.float32(truth + residual), jnp.float32(truth), jnp.ones(1000)
     )
     found = plain(sums)
@@ -190,21 +190,21 @@ def test_energy_time_and_position():
     assert found["energy_rel_res_68pct"] == pytest.approx(exact / 0.05, rel=0.03)
     log = target("energy", log_transform=True)
     same = plain(
-        metrics.error_sums(
+        metric_sums.error_sums(
             log, *(jnp.log(jnp.float32(x)) for x in (truth + residual, truth)), jnp.ones(1000)
         )
     )
     assert same["energy_rms"] == pytest.approx(found["energy_rms"], rel=1e-3)
     residual = RNG.normal(size=(1000, 3))
     found = plain(
-        metrics.error_sums(
+        metric_sums.error_sums(
             target("uvwFI"), jnp.float32(residual), jnp.zeros((1000, 3)), jnp.ones(1000)
         )
     )
     distance = np.linalg.norm(residual, axis=-1)
     assert found["uvw_dist_mean"] == pytest.approx(distance.mean(), rel=1e-4)
     assert found["uvw_dist_68pct"] == pytest.approx(np.percentile(distance, 68), rel=0.03)
-    assert set(metrics.units_of(target("timing"))) >= {"timing_rms", "timing_res_68pct_ps"}
+    assert set(metric_sums.units_of(target("timing"))) >= {"timing_rms", "timing_res_68pct_ps"}
 
 
 def test_uncertainties_are_judged():
@@ -212,9 +212,9 @@ def test_uncertainties_are_judged():
     sigma = np.full((5000, 1), np.log(4.0))
     output = jnp.float32(np.concatenate([np.zeros_like(truth), sigma], -1))
     t = target("timing", "gaussian_nll")
-    found = plain(metrics.error_sums(t, output, jnp.float32(truth), jnp.ones(5000)))
+    found = plain(metric_sums.error_sums(t, output, jnp.float32(truth), jnp.ones(5000)))
     assert found["timing_pull_rms"] == pytest.approx(0.5, rel=0.03)
     t = target("timing", "quantile")
     levels = jnp.tile(jnp.array([[-1.0, 0.0, 1.0]]), (5000, 1))
-    found = plain(metrics.error_sums(t, levels, jnp.float32(truth), jnp.ones(5000)))
+    found = plain(metric_sums.error_sums(t, levels, jnp.float32(truth), jnp.ones(5000)))
     assert found["timing_coverage"] == pytest.approx(0.683, abs=0.02)

@@ -9,15 +9,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xec_jax.errors import EXIT_CODES, CheckpointError, ConfigError, run_command
+from xec_jax.errors import EXIT_CODES, ConfigError, run_command
 
 if TYPE_CHECKING:
     import numpy as np
-    from ml_collections import ConfigDict
 
     from xec_jax.data.source import Source
     from xec_jax.tasks.base import Task
-    from xec_jax.train.saved import SavedRun
 
 EXAMPLES = """examples:
   predict --run runs/regress-default --input '/data/*.root' --output out.root
@@ -72,17 +70,19 @@ def main(argv: Sequence[str]) -> int:
     _check(options)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains itself at length
+    from xec_jax import trained
     from xec_jax.data.open import open_source
     from xec_jax.data.root.manifest import resolve_paths
     from xec_jax.data.root.writer import write_tree
     from xec_jax.train.saved import load_run
 
-    _refuse_caches(options.input)
+    trained.refuse_caches(options.input)
     files = resolve_paths(options.input)
     runs = [load_run(path, step=options.step, ema=not options.no_ema) for path in options.run]
-    tasks = _tasks(options.run, runs)
+    tasks = trained.make_tasks(options.run, runs)
     _check_members(options.run, tasks, [run.params for run in runs])
-    data, dead_list = _data(options, runs), _dead_list(options, runs)
+    data = trained.data_to_read(runs[0], options.tree)
+    dead_list = trained.dead_list_of(runs, options.dead_channels, options.run_number)
     members = Members(tasks, [run.params for run in runs], options.mc_dropout, options.seed)
     notes: dict[str, Any] = {
         "runs": [str(path) for path in options.run],
@@ -96,10 +96,11 @@ def main(argv: Sequence[str]) -> int:
     }
     pulls = Pulls()
     begun = time.monotonic()
-    source = open_source(data, files, wanted=_wanted(tasks[0], data.tree_name, files[0]))
+    wanted, _ = trained.wanted_branches(tasks[0], data.tree_name, files[0])
+    source = open_source(data, files, wanted=wanted)
     try:
         if dead_list is not None:
-            source, notes["dead_channels"] = _leave_out(
+            source, notes["dead_channels"] = trained.leave_out(
                 source, dead_list, options.run_number, data, files
             )
         rows = pulls.watch(predict(members, source, options.batch_size))
@@ -138,15 +139,10 @@ class Members:
     def __call__(self, batch: Mapping[str, Any]) -> "dict[str, np.ndarray]":
         """Returns the combined prediction of a batch; inputs that it lacks are invalid."""
         import jax
-        import jax.numpy as jnp
 
-        from xec_jax.geometry import INVALID
+        from xec_jax.trained import complete
 
-        batch = dict(batch)
-        for name in self.task.inputs or ():
-            if name not in batch:  # the marker of a missing value
-                shape = (len(batch["weight"]), *self.task.spec[name][0])
-                batch[name] = jnp.full(shape, INVALID, jnp.float32)
+        batch = complete(batch, self.task)
         keys = self.keys or [None]
         answers = [step(params, batch, key) for step, params in self.networks for key in keys]
         return self.task.combine(jax.device_get(answers))
@@ -218,52 +214,6 @@ class Pulls:
 
 
 SPREADS = ("_std", "_sigma")
-MEASURED = ("emiAng", "emiVec")
-"""Branches that hold the truth in simulated files, and what was measured in real ones."""
-
-log = logging.getLogger(__name__)
-
-
-def _tasks(paths: Sequence[Path], runs: "Sequence[SavedRun]") -> "list[Task]":
-    """Makes the runs' tasks; equal networks share one, and with it one compilation."""
-    from xec_jax.tasks import base
-
-    made: dict[str, Task] = {}
-    tasks = []
-    for path, run in zip(paths, runs, strict=True):
-        config = run.config.copy_and_resolve_references()
-        if "augment" in config.data:  # of training alone: its bank may be gone by now
-            config.data.augment.update({"dead_patterns": None, "dead_pattern_share": 0.0})
-        plain = config.to_dict()
-        same = json.dumps([plain[group] for group in ("task", "model", "data", "train")])
-        try:
-            tasks.append(made.setdefault(same, base.make_task(config)))
-        except (AttributeError, KeyError) as error:
-            raise CheckpointError(
-                f"{path}/config.json lacks a key: {str(error).splitlines()[0]}",
-                expected="a run of this version",
-                remedy="use the version that is named in its environment.json",
-            ) from error
-    return tasks
-
-
-def _data(options: argparse.Namespace, runs: "Sequence[SavedRun]") -> "ConfigDict":
-    """The group `data` to read with: ROOT files whatever the training read, every event of them."""
-    data = runs[0].config.data.copy_and_resolve_references().unlock()
-    data.source, data.on_bad_file, data.dead_channels = "root", "error", None
-    data.tree_name = options.tree or data.tree_name
-    data.fiducial.update(dict.fromkeys(data.fiducial))
-    return data
-
-
-def _refuse_caches(inputs: Sequence[str]) -> None:
-    for name in inputs:
-        if (Path(name).expanduser() / "dataset_info.json").exists():
-            raise ConfigError(
-                f"--input {name} is a cache of xec_jax.data.build",
-                expected="ROOT files; predict reads no caches",
-                remedy="name the files that it was made of",
-            )
 
 
 def _units(columns: Collection[str]) -> dict[str, str]:
@@ -280,70 +230,6 @@ def _units(columns: Collection[str]) -> dict[str, str]:
     return units
 
 
-def _dead_list(options: argparse.Namespace, runs: "Sequence[SavedRun]") -> str | None:
-    """The path of the list of dead channels, if there is one."""
-    lists = {run.config.data.dead_channels for run in runs}
-    if options.dead_channels is None and len(lists) > 1:
-        raise ConfigError(
-            f"the runs have different data.dead_channels: {', '.join(map(str, lists))}",
-            expected="one list for all of them",
-            remedy="name it: --dead_channels LIST",
-        )
-    path = lists.pop() if options.dead_channels is None else options.dead_channels
-    if path is None and options.run_number is not None:
-        raise ConfigError(
-            f"--run_number {options.run_number}, but no list of dead channels",
-            expected="--dead_channels LIST, or a run with data.dead_channels",
-        )
-    return path
-
-
-def _leave_out(
-    source: "Source", path: str, number: int | None, data: "ConfigDict", files: Sequence[Path]
-) -> "tuple[Source, dict[str, Any]]":
-    """Takes the sensors of a list out of all events; returns facts for the output, too."""
-    from xec_jax.data.dead import describe, mask, per_face, read_dead
-    from xec_jax.data.dead_source import DeadSource, used_of
-
-    patterns = read_dead(path)
-    if number is not None:
-        patterns = {None: mask(patterns, number, path)}
-    source = DeadSource(source, patterns)
-    counts = {}
-    for run, dead in used_of(patterns, data, files, path).items():
-        name = "all events" if run is None else f"run {run}"
-        counts[name] = per_face(dead)
-        if len(counts) <= 10:
-            print(f"dead channels, {name}: {describe(dead)}")
-    return source, {"list": path, "run_number": number, "per_face": counts}
-
-
-def _wanted(task: "Task", tree: str, first: Path) -> list[str]:
-    """What to read: the inputs, and of the truth what the first file has."""
-    from xec_jax.data.root.file import RootFile
-    from xec_jax.nets.faces import CHANNELS
-
-    inputs = list(task.spec if task.inputs is None else task.inputs)
-    with RootFile(first, tree) as file:
-        present = [name for name in task.spec if file.has(name)]
-        is_simulated = any(name.endswith("Truth") for name in file.names())
-    sensors = [name for name in inputs if name in CHANNELS]
-    if absent := [name for name in inputs if name not in sensors + present]:
-        log.warning(
-            "%s: no branch %s; what needs it becomes NaN", first, ", ".join(map(repr, absent))
-        )
-    truth = [name for name in task.spec if name not in (*inputs, *CHANNELS, "run", "event")]
-    if not is_simulated and (measured := [name for name in MEASURED if name in present]):
-        log.warning(
-            "%s: no branch with a name ending in Truth: %s counts as measured and is no truth",
-            *(first, ", ".join(map(repr, measured))),
-        )
-        present = [name for name in present if name not in measured]
-    if task.truth and (unknown := [name for name in truth if name not in present]):
-        log.warning("%s: no truth %s; no column true_... of it", first, ", ".join(unknown))
-    return list(dict.fromkeys(sensors + present))
-
-
 def _check(options: argparse.Namespace) -> None:
     if options.output.exists() and not options.overwrite:
         raise ConfigError(
@@ -357,20 +243,12 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _check_members(paths: Sequence[Path], tasks: "Sequence[Task]", params: Sequence[Any]) -> None:
-    import jax
-
-    from xec_jax.tasks.base import example_batch
+    from xec_jax.trained import check_parts
 
     for path, task, values in zip(paths, tasks, params, strict=True):
         if task.predict is None:
             raise ConfigError(f"{path}: task {task.name} predicts nothing")
-        wanted = jax.eval_shape(task.init, jax.random.PRNGKey(0), example_batch(task.spec, 2))
-        if absent := [name for name in wanted if name not in values]:
-            raise CheckpointError(
-                f"{path} holds {', '.join(values)} and no {', '.join(absent)}",
-                expected=f"all parts of a network of task {task.name}",
-                remedy="such a run can be trained on: --config.train.init_from=RUN",
-            )
+        check_parts(path, task, values)
     for (a, first), (b, other) in itertools.pairwise(zip(paths, tasks, strict=True)):
         for fact in ("branches", "normalization"):
             if first.record.get(fact) != other.record.get(fact):

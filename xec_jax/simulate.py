@@ -119,6 +119,7 @@ def cached_sample(
     files: int = 1,
     cache_dir: str | Path | None = None,
     energy: str | None = None,
+    parameters: Mapping[str, object] | None = None,
 ) -> Path:
     """Returns the folder of a sample that is generated once and then reused.
 
@@ -130,13 +131,14 @@ def cached_sample(
         cache_dir: Folder of all cached samples; by default the environment variable
             `XEC_JAX_CACHE`, or `~/.cache/xec_jax`.
         energy: As in `write_sample`.
+        parameters: As in `write_sample`; those that equal the defaults change nothing.
 
     Raises:
         ConfigError: As in `write_sample`.
         DiskError: The cache cannot be written, or the disk is full.
     """
     _check(kind, events, files, seed)
-    _, settings = _make_generator(kind, seed, energy)
+    _, settings = _make_generator(kind, seed, energy, None, parameters)
     from xec_jax.data.root.writer import disk_errors, sync_folder
 
     default = os.environ.get("XEC_JAX_CACHE") or "~/.cache/xec_jax"
@@ -151,7 +153,9 @@ def cached_sample(
         cache.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
     try:
-        write_sample(kind, temporary, events, files=files, seed=seed, energy=energy)
+        write_sample(
+            kind, temporary, events, files=files, seed=seed, energy=energy, parameters=parameters
+        )
         with disk_errors(folder):
             temporary.chmod(0o777 & ~_umask())  # mkdtemp locks everybody else out
             try:

@@ -42,3 +42,6 @@ LossFn = Callable[[Params, Batch, Key], tuple[Terms, Metrics]]
 
 PredictFn = Callable[..., dict[str, Array]]
 """(params, batch, key=None) -> arrays with a leading event axis."""
+
+InspectFn = Callable[[Params, Batch, Key], tuple[dict[str, Array], Terms, Metrics]]
+"""Arrays with a leading event axis beside the loss terms and metrics of the same events."""

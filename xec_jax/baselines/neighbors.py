@@ -61,7 +61,7 @@ def touching_average(detector: Detector, photons: Array, live: Array) -> tuple[A
     is_live = jnp.pad(live.astype(jnp.float32), nobody)
     total = sum(jnp.take(seen, ids, 1, mode="clip") for ids in table.T)
     count = sum(jnp.take(is_live, ids, 1, mode="clip") for ids in table.T)
-    return _average(detector, photons, live, jnp.asarray(total), jnp.asarray(count))
+    return mean_or_median(detector, photons, live, jnp.asarray(total), jnp.asarray(count))
 
 
 def disk_average(
@@ -81,8 +81,24 @@ def disk_average(
     Source:
         Dead-channel recovery of the conventional MEG II reconstruction.
     """
-    seen = jnp.where(live, photons, 0.0).astype(jnp.float32)
-    totals, counts, order = [], [], []
+    seen = jnp.stack([jnp.where(live, photons, 0.0), live]).astype(jnp.float32)
+    total, count = sums_within(detector, seen, radius)
+    return mean_or_median(detector, photons, live, total, count)
+
+
+def sums_within(detector: Detector, values: Array, radius: float) -> Array:
+    """Adds up values over the other sensors of the same face nearer than a radius.
+
+    Args:
+        detector: Positions and faces of the sensors.
+        values: float32 (..., s), 0 for sensors that must not count. What is asked for at once
+            shares one table of neighborhoods.
+        radius: cm.
+
+    Returns:
+        float32 (..., s), the sum for every sensor, itself left out.
+    """
+    sums, order = [], []
     for ids in _faces(detector):
         # 4092 x 4092 numbers are quickly computed, and slow to compile as a constant.
         position = lax.optimization_barrier(
@@ -90,19 +106,19 @@ def disk_average(
         )
         square = jnp.asarray(sum(jnp.square(c[:, None] - c) for c in position.T))
         near = ((square < radius**2) & (square > 0)).astype(jnp.float32)
-        is_live = live[:, ids].astype(jnp.float32)
-        totals.append(jnp.matmul(seen[:, ids], near.T, precision=lax.Precision.HIGHEST))
-        counts.append(jnp.matmul(is_live, near.T, precision=lax.Precision.HIGHEST))
+        sums.append(jnp.matmul(values[..., ids], near.T, precision=lax.Precision.HIGHEST))
         order.append(ids)
-    place = np.argsort(np.concatenate(order))
-    total, count = (jnp.concatenate(parts, 1)[:, place] for parts in (totals, counts))
-    return _average(detector, photons, live, total, count)
+    return jnp.concatenate(sums, -1)[..., np.argsort(np.concatenate(order))]
 
 
-def _average(
+def mean_or_median(
     detector: Detector, photons: Array, live: Array, total: Array, count: Array
 ) -> tuple[Array, Array]:
-    """Divides, with the median of the face where there is nothing to divide by."""
+    """Divides sums by counts (b s), or takes the median of the face where there is no count.
+
+    Returns:
+        As in `touching_average`.
+    """
     values = jnp.where(live, photons, jnp.nan).astype(jnp.float32)
     medians = jnp.stack([jnp.nanmedian(values[:, ids], -1) for ids in _faces(detector)], -1)
     median = jnp.take(jnp.nan_to_num(medians), detector.sensor_face, 1, mode="clip")

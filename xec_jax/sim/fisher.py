@@ -236,14 +236,14 @@ def cloud_moments(
 
 
 @partial(jax.jit, static_argnames="params")
-def bound(
+def covariance(
     parameters: ArrayLike,
     table: SensorTable,
     params: LxeParameters,
     vertex: ArrayLike | None = None,
     live: ArrayLike | None = None,
 ) -> Array:
-    """Smallest standard deviations of unbiased estimates for point-like showers, by event.
+    """Smallest covariances of unbiased estimates for point-like showers, by event.
 
     Args:
         parameters: Energy in GeV, u, v, w in cm, time in ns of n events (n, 5).
@@ -253,18 +253,56 @@ def bound(
         live: False for dead sensors (n, s); all live if not given.
 
     Returns:
-        Standard deviations (n, 5) in the units of the parameters.
+        Covariances (n, 5, 5) in the units of the parameters.
     """
 
     def one(event: tuple[Array, Array | None, Array | None]) -> Array:
         x, vertex, live = event
-        return _deviations(point_moments(x, table, params, vertex), params, live)
+        return _covariance(point_moments(x, table, params, vertex), params, live)
 
     # One after the other: twice as fast on a CPU as all at once, whose arrays leave its caches.
     return jax.lax.map(one, (_checked(parameters), vertex, live))
 
 
+def bound(
+    parameters: ArrayLike,
+    table: SensorTable,
+    params: LxeParameters,
+    vertex: ArrayLike | None = None,
+    live: ArrayLike | None = None,
+) -> Array:
+    """Smallest standard deviations of unbiased estimates for point-like showers, by event.
+
+    Arguments are those of `covariance`, of which this is the root of the diagonal, (n, 5).
+    """
+    return _deviations(covariance(parameters, table, params, vertex, live))
+
+
 @partial(jax.jit, static_argnames=("params", "n_showers"))
+def linear_covariance(
+    parameters: ArrayLike,
+    table: SensorTable,
+    params: LxeParameters,
+    key: Key,
+    vertex: ArrayLike | None = None,
+    live: ArrayLike | None = None,
+    n_showers: int = 256,
+) -> Array:
+    """Covariances of the best linear estimator for showers of unknown form, by event.
+
+    It knows mean and covariance of what showers do, and nothing else: an upper limit of the
+    Cramer-Rao bound, not the bound. Arguments and result are those of `covariance`; key and
+    number are those of the showers that stand for the unknown one, see `cloud_moments`.
+    """
+
+    def one(event: tuple[Array, Array | None, Array | None]) -> Array:
+        x, vertex, live = event
+        moments = cloud_moments(x, table, params, key, n_showers, vertex)
+        return _covariance(moments, params, live)
+
+    return jax.lax.map(one, (_checked(parameters), vertex, live))
+
+
 def linear_resolution(
     parameters: ArrayLike,
     table: SensorTable,
@@ -276,28 +314,9 @@ def linear_resolution(
 ) -> Array:
     """Standard deviations of the best linear estimator for showers of unknown form, by event.
 
-    It knows mean and covariance of what showers do, and nothing else: an upper limit of the
-    Cramer-Rao bound, not the bound.
-
-    Args:
-        parameters: As for `bound`.
-        table: As for `bound`.
-        params: As for `bound`.
-        key: Key of the showers that stand for the unknown one.
-        vertex: As for `bound`.
-        live: As for `bound`.
-        n_showers: Their number, see `cloud_moments`.
-
-    Returns:
-        Standard deviations (n, 5) in the units of the parameters.
+    Arguments are those of `linear_covariance`, of which this is the root of the diagonal, (n, 5).
     """
-
-    def one(event: tuple[Array, Array | None, Array | None]) -> Array:
-        x, vertex, live = event
-        moments = cloud_moments(x, table, params, key, n_showers, vertex)
-        return _deviations(moments, params, live)
-
-    return jax.lax.map(one, (_checked(parameters), vertex, live))
+    return _deviations(linear_covariance(parameters, table, params, key, vertex, live, n_showers))
 
 
 def _checked(parameters: ArrayLike) -> Array:
@@ -310,10 +329,13 @@ def _checked(parameters: ArrayLike) -> Array:
     return parameters
 
 
-def _deviations(moments: Moments, params: LxeParameters, live: ArrayLike | None) -> Array:
+def _covariance(moments: Moments, params: LxeParameters, live: ArrayLike | None) -> Array:
     weight = weights(moments.response, params, live)
-    matrix = information(moments.slope, weight, moments.spread)
-    return jnp.sqrt(jnp.diagonal(invert(matrix)))
+    return invert(information(moments.slope, weight, moments.spread))
+
+
+def _deviations(covariances: Array) -> Array:
+    return jnp.sqrt(jnp.diagonal(covariances, axis1=-2, axis2=-1))
 
 
 def stack(response: Response) -> Array:

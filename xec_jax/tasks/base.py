@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 import xec_jax.tasks
 from xec_jax.config import TASK_NAME, nearest
 from xec_jax.errors import ConfigError
-from xec_jax.types import Batch, Key, LossFn, Params, PredictFn
+from xec_jax.types import Array, Batch, InspectFn, Key, LossFn, Params, PredictFn
 
 Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
-SHARED = ("base", "calorimeter", "hidden")
+SHARED = ("base", "calorimeter", "hidden", "quantities")
 """Files of this folder that are no experiments."""
 
 Arrays = Mapping[str, np.ndarray]
@@ -63,6 +63,10 @@ class Task:
         derive: Metrics after their division -> metrics to report (roots, ratios of metrics).
         predict: (params, batch, key or None) -> arrays with a leading event axis. With a key,
             dropout is active: one draw of a Monte-Carlo estimate of the uncertainty.
+        inspect: Like `evaluate`, with arrays per event in addition, which `xec_jax.evaluation`
+            of this name understands; truth that a batch lacks holds markers there.
+        respond: (params, features (b s 2) of the sensors, batch) -> numbers (b,) by name, in
+            physical units, whose derivatives say what a network looks at.
         preview: Like `predict`, for figures, where they need something else than users do.
         figures: what `preview` returns for some events -> (file stem, matplotlib figure) pairs.
         units: Metric name -> unit, for tables and axis labels.
@@ -82,6 +86,8 @@ class Task:
     evaluate: LossFn
     derive: Callable[[Mapping[str, float]], dict[str, float]] = dict
     predict: PredictFn | None = None
+    inspect: InspectFn | None = None
+    respond: Callable[[Params, Array, Batch], dict[str, Array]] | None = None
     preview: PredictFn | None = None
     figures: Figures | None = None
     units: Mapping[str, str] = field(default_factory=dict)

@@ -14,6 +14,8 @@ from xec_jax.config import nearest
 from xec_jax.errors import ConfigError
 from xec_jax.geometry import FACES, Detector
 from xec_jax.losses import mean_of
+from xec_jax.metric_catalog import unit_of
+from xec_jax.metrics import BRIGHT_PHOTONS
 from xec_jax.nets.faces import CHANNELS
 from xec_jax.tasks import calorimeter
 from xec_jax.transforms import SensorTransform
@@ -24,14 +26,20 @@ LOSSES = (
     *("relative_l1", "relative_smooth_l1", "relative_mse"),
 )
 """Losses that compare one number with one number, which is all that sensors have."""
-BRIGHT_PHOTONS = 100.0
-"""Relative errors are those of sensors with at least as many photons."""
+CHOSEN = "_hide"
+"""Key of a batch, bool (b s): sensors that an evaluation wants hidden, in place of random ones."""
 UNITS = {
-    f"{kind}{face}photons{method}": "photons"
-    for kind in ("mae_", "bright_mae_", "bright_rms_", "bright_bias_")
-    for face in ("", *(f"{name}_" for name in FACES))
-    for method in ("", "_neighbors", "_disk")
-} | {"mae_time_ns": "ns", "n_masked": "sensors per event"}
+    name: unit_of(name)
+    for name in (
+        *("mae_time_ns", "n_masked"),
+        *(
+            f"{kind}_{face}photons{method}"
+            for kind in ("mae", "bright_mae", "bright_rms", "bright_bias")
+            for face in ("", *(f"{name}_" for name in FACES))
+            for method in ("", "_neighbors", "_disk")
+        ),
+    )
+}
 
 
 def check(config: ConfigDict) -> None:
@@ -83,6 +91,21 @@ def conceal(transform: SensorTransform, fill_npho: float | None, x: Array, blank
     npho = transform.sentinel_npho if fill_npho is None else fill_npho
     fill = jnp.array([npho, transform.sentinel_time], x.dtype)
     return jnp.where(blank[..., None], fill, x)
+
+
+def inspected(
+    x: Array, predicted: Array, hidden: Array, valid: Array, timed: Array
+) -> dict[str, Array]:
+    """Names what an evaluation of sensors needs of a batch.
+
+    Args:
+        x: The truth (b s 2), normalized, sentinels where not valid.
+        predicted: (b s f), normalized; NaN where there is no prediction.
+        hidden: bool (b s).
+        valid: bool (b s 2).
+        timed: bool (b s), see `is_timed`.
+    """
+    return {"x": x, "predicted": predicted, "hidden": hidden, "valid": valid, "timed": timed}
 
 
 def is_maskable(valid: Array, maskable: str) -> Array:

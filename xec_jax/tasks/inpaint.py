@@ -167,6 +167,7 @@ def make_task(config: ConfigDict) -> Task:
         evaluate=experiment.evaluate,
         derive=shared.derive,
         predict=experiment.predict,
+        inspect=experiment.inspect,
         preview=experiment.preview,
         figures=experiment.figures,
         units=shared.UNITS,
@@ -200,6 +201,8 @@ class _Experiment:
         """
         x, valid = encode(self.transform, batch)
         maskable, n = self.maskable(valid), self.detector.n_sensors
+        if shared.CHOSEN in batch:
+            return x, valid, batch[shared.CHOSEN] & maskable
         flat, favor = self.model.mask_npho_flat, self.model.time_mask_ratio_scale
         # A key per event: however the batch is cut, an event gets the same mask.
         noise = event_noise(key, batch["_position"], 2 * n if flat else n)
@@ -273,7 +276,19 @@ class _Experiment:
 
     def evaluate(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
         """Loss terms, errors on hidden sensors, and those of the neighbor average there."""
+        return self.inspect(params, batch, key)[1:]
+
+    def inspect(
+        self, params: Params, batch: Batch, key: Key
+    ) -> tuple[dict[str, Array], Terms, Metrics]:
+        """Like `evaluate`, beside what was hidden and predicted; see `hidden.inspected`.
+
+        With `hidden.CHOSEN` in the batch, those sensors are hidden, and dead ones look like them.
+        Of the neighbor averages there are `neighbors` and `disk` (b s) in photons.
+        """
         x, valid, hidden = self.hide(batch, key)
+        if shared.CHOSEN in batch:
+            x = shared.conceal(self.transform, self.model.fill_npho, x, ~valid[..., 0])
         predicted = self.fill(params, x, valid, hidden)
         terms = self.terms(predicted, batch, x, valid, hidden)
         metrics = self.counts(batch, valid, hidden)
@@ -282,12 +297,15 @@ class _Experiment:
         metrics |= shared.error_sums(
             self.detector, self.transform, channels, predicted, batch, x, counted, timed
         )
+        arrays = shared.inspected(x, predicted, hidden, valid, timed)
         photons, live = batch["npho"], valid[..., 0] & ~hidden
-        for method, average in (("_neighbors", touching_average), ("_disk", disk_average)):
-            mean, found = average(self.space, photons, live)
-            metrics |= shared.photon_errors(self.detector, mean, photons, counted, method)
-            metrics[f"lonely{method}"] = mean_of(~found * 1.0, counted)
-        return terms, metrics
+        for method, average in (("neighbors", touching_average), ("disk", disk_average)):
+            arrays[method], found = average(self.space, photons, live)
+            metrics |= shared.photon_errors(
+                self.detector, arrays[method], photons, counted, f"_{method}"
+            )
+            metrics[f"lonely_{method}"] = mean_of(~found * 1.0, counted)
+        return arrays, terms, metrics
 
     def predict(self, params: Params, batch: Batch, key: Key | None = None) -> dict[str, Array]:
         """Fills dead channels and touches nothing else.

@@ -84,6 +84,7 @@ def make_task(config: ConfigDict) -> Task:
         evaluate=experiment.evaluate,
         derive=shared.derive,
         predict=experiment.predict,
+        inspect=experiment.inspect,
         figures=experiment.figures,
         units=shared.UNITS,
         record=record_of(config) | {"channels": list(config.model.predict_channels)},
@@ -213,6 +214,12 @@ class _Experiment:
 
     def evaluate(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
         """Loss terms, and errors per sensor: each sensor counts once, also on the fine grid."""
+        return self.inspect(params, batch, key)[1:]
+
+    def inspect(
+        self, params: Params, batch: Batch, key: Key
+    ) -> tuple[dict[str, Array], Terms, Metrics]:
+        """Like `evaluate`, beside what was hidden and predicted; see `hidden.inspected`."""
         x, valid, hidden = self.hide(batch, key)
         faces = self.reconstruct(params, x, valid, hidden)
         terms = self.balance(self.terms(faces, batch, x, valid, hidden), params)
@@ -223,7 +230,8 @@ class _Experiment:
         metrics |= shared.error_sums(
             self.detector, self.transform, channels, predicted, batch, x, counted, timed
         )
-        return terms, metrics
+        predicted = jnp.where(known[:, None], predicted, jnp.nan)
+        return shared.inspected(x, predicted, hidden, valid, timed), terms, metrics
 
     def per_sensor(self, faces: Mapping[str, Array]) -> tuple[Array, np.ndarray]:
         """Predictions (b s f), normalized, and which sensors any face determines (s,)."""

@@ -15,167 +15,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from xec_jax import metrics as metric_sums
-from xec_jax.config import from_json, nearest
+from xec_jax import metric_sums
+from xec_jax.config import from_json
 from xec_jax.data.places import place_of
-from xec_jax.data.truth import is_energy, read_truth
+from xec_jax.data.truth import read_truth
 from xec_jax.errors import ConfigError, DataError
 from xec_jax.geometry import INVALID_ABOVE
 from xec_jax.kinematics import angles_to_vector, opening_angle, wrap_degrees
 from xec_jax.losses import mean_of
-from xec_jax.nets.augment import ENERGY
 from xec_jax.nets.regressor import Regressor
 from xec_jax.targets import DIRECTIONS, N_CLASSES, QUANTITIES, Target
 from xec_jax.tasks import calorimeter
 from xec_jax.tasks.base import Arrays, Task, mean_and_spread
+from xec_jax.tasks.quantities import targets_of
 from xec_jax.types import Array, Batch, Key, Mean, Metrics, Params, Terms
-
-
-def targets_of(config: ConfigDict) -> tuple[Target, ...]:
-    """Reads `train.tasks`: the quantities that are switched on.
-
-    Raises:
-        ConfigError: An unknown quantity or loss, or a combination that cannot work.
-    """
-    for name in config.train.tasks:
-        if name not in QUANTITIES:
-            found = f"train.tasks has {name!r}"
-            raise ConfigError(found, expected=nearest(name, QUANTITIES))
-    targets = tuple(
-        _target(config, name)
-        for name in QUANTITIES
-        if name in config.train.tasks and config.train.tasks[name].enabled
-    )
-    if not any(target.weight for target in targets):
-        raise ConfigError(
-            "no quantity is switched on, or none has a weight",
-            expected="train.tasks.X.enabled for one of " + ", ".join(QUANTITIES),
-        )
-    return targets
-
-
-def _target(config: ConfigDict, name: str) -> Target:
-    task, where = config.train.tasks[name], f"train.tasks.{name}"
-    affine = config.model.affine.get(name) or {}
-    target = Target(
-        name,
-        branch=task.branch or "",
-        loss_fn=task.loss_fn,
-        loss_beta=task.loss_beta,
-        weight=task.weight,
-        log_transform=task.log_transform,
-        quantiles=tuple(task.quantiles),
-        reference=_reference(config) if name == "timing" else None,
-        mean=tuple(affine.get("mean") or ()),
-        std=tuple(affine.get("std") or ()),
-        in_std=config.train.loss_units == "std",
-    )
-    with calorimeter.named(f"{where}."):
-        _ = target.pointwise  # an unknown loss
-    loss, balance = f"{where}.loss_fn is {task.loss_fn!r}", config.train.loss_balance
-    relative = "relative" in config.data.npho_branch and not config.data.allow_relative_energy
-    numbers = {len(target.mean), len(target.std)}
-    refused = (
-        (not target.branch, f"{where}.branch is not set", "the branch with the truth"),
-        (
-            name == "energy" and task.log_transform and "relative" in task.loss_fn,
-            f"{loss} with {where}.log_transform",
-            "a plain loss: the difference of logarithms is relative already",
-        ),
-        (
-            target.is_class != (task.loss_fn == "cross_entropy"),
-            loss,
-            "cross_entropy for the number of a class, and for nothing else",
-        ),
-        (
-            task.loss_fn in ("cosine", "angular") and name not in DIRECTIONS,
-            loss,
-            "a loss that compares numbers; directions are " + " and ".join(DIRECTIONS),
-        ),
-        (
-            task.loss_fn == "quantile" and not _are_quantiles(target.quantiles),
-            f"{where}.quantiles is {target.quantiles}",
-            "ascending numbers inside (0, 1), 0.5 among them",
-        ),
-        (
-            task.loss_fn == "gaussian_nll" and balance == "auto",
-            f"{loss} with train.loss_balance 'auto'",
-            "manual: a likelihood below 0 times a learned factor has no minimum",
-        ),
-        (
-            task.log_transform and name != "energy",
-            f"{where}.log_transform is True",
-            "False: only the energy is always positive",
-        ),
-        (
-            name == "energy" and relative,
-            f"{where} is on, but data.npho_branch is {config.data.npho_branch!r}, "
-            "which does not know the energy",
-            "data.npho_branch=npho, or data.allow_relative_energy=true to try nevertheless",
-        ),
-        (
-            name == "energy" and config.data.augment.energy_scale and task.branch != ENERGY,
-            f"{where}.branch is {task.branch!r} with data.augment.energy_scale",
-            f"{ENERGY}, the truth that is scaled with the photons",
-        ),
-        (
-            name == "energy" and config.data.energy_unit != "GeV" and not is_energy(target.branch),
-            f"{where}.branch is {task.branch!r} with data.energy_unit {config.data.energy_unit!r}",
-            "a branch whose name begins with energy: of others the unit is not known",
-        ),
-        (not task.weight >= 0, f"{where}.weight is {task.weight}", "0 or a positive number"),
-        (
-            len(numbers) == 2,
-            f"model.affine.{name} has mean {target.mean} and std {target.std}",
-            "both, or None for both",
-        ),
-        (
-            bool(target.std) and config.model.output_affine != "auto",
-            f"model.affine.{name} is set with model.output_affine {config.model.output_affine!r}",
-            "model.output_affine=auto, which keeps what is set",
-        ),
-        (
-            not numbers <= {0, target.n_components} or not all(s > 0 for s in target.std),
-            f"model.affine.{name} has mean {target.mean} and std {target.std}",
-            f"{target.n_components} number(s) each, std above 0; or None",
-        ),
-    )
-    for is_refused, found, expected in refused:
-        if is_refused:
-            raise ConfigError(found, expected=expected)
-    return target
-
-
-def _are_quantiles(shares: tuple[float, ...]) -> bool:
-    is_rising = all(a < b for a, b in zip((0.0, *shares), (*shares, 1.0), strict=True))
-    return is_rising and 0.5 in shares
-
-
-def _reference(config: ConfigDict) -> str | None:
-    """Returns the branch whose time was subtracted from the input times.
-
-    The zero of relative times is not in the input: without it a network can only learn the mean
-    of an absolute time.
-    """
-    chosen, branch = config.train.tasks.timing.reference, config.data.time_branch
-    if chosen not in ("auto", "none", None, "time_min_used"):
-        found = f"train.tasks.timing.reference is {chosen!r}"
-        raise ConfigError(found, expected="auto, none or time_min_used")
-    if branch is None or ("relative" in branch and chosen in ("none", None)):
-        raise ConfigError(
-            f"train.tasks.timing is on, data.time_branch is {branch!r} and "
-            f"train.tasks.timing.reference is {chosen!r}: the time is not in the input",
-            expected="absolute times, or the branch with their zero",
-            remedy="data.time_branch=time, or train.tasks.timing.reference=time_min_used, or "
-            "train.tasks.timing.enabled=false",
-        )
-    if chosen == "auto":
-        return "time_min_used" if "relative" in branch else None
-    return "time_min_used" if chosen == "time_min_used" else None
 
 
 def check(config: ConfigDict) -> None:
@@ -244,6 +102,8 @@ def make_task(config: ConfigDict) -> Task:
         evaluate=experiment.evaluate,
         derive=metric_sums.derive,
         predict=experiment.predict,
+        inspect=experiment.inspect,
+        respond=experiment.respond,
         figures=experiment.figures,
         units={k: unit for t in targets for k, unit in metric_sums.units_of(t).items()},
         record=record,
@@ -348,6 +208,12 @@ class _Experiment:
     def outputs(self, params: Params, batch: Batch, dropout: Key | None = None) -> dict[str, Array]:
         """Runs the network; what the losses compare with the truth, by quantity."""
         x, _ = calorimeter.encode(self.transform, batch)
+        return self.outputs_from(params, x, dropout)
+
+    def outputs_from(
+        self, params: Params, x: Array, dropout: Key | None = None
+    ) -> dict[str, Array]:
+        """Runs the network on the features of the sensors (b s 2)."""
         rngs = None if dropout is None else {"dropout": dropout}
         raw = self.net.apply({"params": params}, x, None, dropout is None, rngs=rngs)
         raw = cast(dict[str, Array], raw)
@@ -380,6 +246,16 @@ class _Experiment:
 
     def evaluate(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
         """Loss terms as in training, and errors in physical units."""
+        return self.inspect(params, batch, key)[1:]
+
+    def inspect(
+        self, params: Params, batch: Batch, key: Key
+    ) -> tuple[dict[str, Array], Terms, Metrics]:
+        """Like `evaluate`, beside the predictions and the loss of each event.
+
+        The arrays are those of `predict`, and `loss` (b,): what an event adds to the loss, with
+        quantities whose truth is not known left out.
+        """
         outputs = self.outputs(params, batch)
         terms, metrics = self.terms(params, outputs, batch)
         for target in self.targets:
@@ -387,14 +263,48 @@ class _Experiment:
             weight = batch["weight"] * is_known
             measure = metric_sums.class_sums if target.is_class else metric_sums.error_sums
             metrics |= measure(target, outputs[target.name], truth, weight)
-        return terms, metrics
+        arrays = self.predictions(outputs, batch)
+        arrays["loss"] = self.event_loss(params, outputs, batch)
+        return arrays, terms, metrics
+
+    def event_loss(self, params: Params, outputs: Mapping[str, Array], batch: Batch) -> Array:
+        """What each event by itself would have as its loss, (b,)."""
+
+        def one(outputs: Mapping[str, Array], event: Batch) -> Array:
+            alone = jax.tree.map(lambda value: value[None], (outputs, event))
+            terms, _ = self.terms(params, *alone)
+            return jnp.stack([t.total / jnp.maximum(t.weight, 1.0) for t in terms.values()]).sum()
+
+        names = {name for target in self.targets for name in target.branches}
+        event = {name: batch[name] for name in names} | {"weight": jnp.ones_like(batch["weight"])}
+        return jax.vmap(one)(outputs, event)
 
     def predict(self, params: Params, batch: Batch, key: Key | None = None) -> dict[str, Array]:
         """Predictions in physical units; see `Target.predictions`."""
         dropout = None if key is None else calorimeter.dropout_key(key, batch)
-        outputs = self.outputs(params, batch, dropout)
+        return self.predictions(self.outputs(params, batch, dropout), batch)
+
+    def predictions(self, outputs: Mapping[str, Array], batch: Batch) -> dict[str, Array]:
+        """Turns outputs of the network into predictions in physical units."""
         found = [t.predictions(outputs[t.name], batch) for t in self.targets]
         return {name: value for part in found for name, value in part.items()}
+
+    def respond(self, params: Params, x: Array, batch: Batch) -> dict[str, Array]:
+        """The predicted components of all quantities but classes, by name, (b,) each.
+
+        Args:
+            params: Parameters of the network.
+            x: Features of the sensors (b s 2), which take the place of those of the batch.
+            batch: Has what the predictions need besides.
+        """
+        outputs = self.outputs_from(params, x)
+        found: dict[str, Array] = {}
+        for target in self.targets:
+            if not target.is_class:
+                point = target.physical(target.point(outputs[target.name]))
+                names = target.quantity.components
+                found |= {name: point[:, i] for i, name in enumerate(names)}
+        return found
 
     def truth(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """True values of the predictions, as far as the arrays have them; NaN for markers."""

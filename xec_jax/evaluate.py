@@ -1,0 +1,217 @@
+"""`python -m xec_jax.evaluate`: how good a trained network is, in numbers, files and figures."""
+
+import argparse
+import logging
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xec_jax.errors import EXIT_CODES, ConfigError, run_command
+
+if TYPE_CHECKING:
+    from xec_jax.evaluation.base import Setting
+    from xec_jax.train.saved import SavedRun
+
+EXAMPLES = """examples:
+  evaluate --run runs/regress-default --input '/data/val*.root'
+  evaluate --run runs/regress-default --input '/data/val*.root' --scan pileup
+  evaluate --run runs/inpaint-default --input MC.root --hide artificial
+  evaluate --run runs/inpaint-default --input MC.root --hide pattern \\
+      --dead_channels dead.txt --run_number 430000      where a real run is blind
+  evaluate --run runs/inpaint-default --input DATA.root --hide dead
+
+writes metrics.json, metrics.txt, ROOT files, figures (PDF, PNG, npz) and report.html.
+
+what an inpainter has to fill (--hide):
+  training    random sensors as in the training (default)
+  artificial  a number per face, --hide_counts inner:10,us:1,ds:1,outer:1,top:1,bot:1
+  pattern     the sensors of --dead_channels; their truth is known in simulated events
+  front       the inner sensor in front of the first interaction
+  dead        what is dead in the files; there is no truth
+
+scans (--scan): pileup (Hz, simulated anew), dead (share of channels), gain (relative spread),
+  noise (photons), jitter (s); energy, u, v, w, theta, phi: bins of the given events.
+"""
+
+HIDE = ("training", "artificial", "pattern", "front", "dead")
+SCANS = ("pileup", "dead", "gain", "noise", "jitter", "energy", "u", "v", "w", "theta", "phi")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describes the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m xec_jax.evaluate",
+        description="Evaluates a run on the events of ROOT files.",
+        epilog=EXAMPLES + "\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--input", required=True, nargs="+", metavar="GLOB")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="default: the folder `evaluation` of the run"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files of an evaluation")
+    parser.add_argument("--tree", help="name of the tree (default: that of the run's config)")
+    parser.add_argument("--batch_size", type=int, default=64, metavar="B", help="default: 64")
+    parser.add_argument("--step", type=int, help="checkpoint to use (default: the best one)")
+    parser.add_argument("--no_ema", action="store_true", help="not the moving average")
+    parser.add_argument("--csv", action="store_true", help="predictions as text, too")
+    parser.add_argument("--no_figures", action="store_true", help="numbers alone")
+    parser.add_argument(
+        "--max_events", type=int, default=1000, metavar="N", help="in an autoencoder's file"
+    )
+    parser.add_argument(
+        "--max_rows", type=int, default=20_000_000, metavar="N", help="in an inpainter's files"
+    )
+    others = parser.add_argument_group("classical methods and limits")
+    others.add_argument(
+        "--opponents",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="events that they are computed for (inpainting: all, unless 0); default: 1000",
+    )
+    others.add_argument(
+        "--calibrate",
+        nargs="+",
+        default=[],
+        metavar="GLOB",
+        help="events that their constants are from (default: those of the training)",
+    )
+    others.add_argument("--calibrate_events", type=int, default=4000, metavar="N")
+    hiding = parser.add_argument_group("hidden and dead sensors")
+    hiding.add_argument("--hide", choices=HIDE, default="training", help="see below")
+    hiding.add_argument("--hide_counts", type=_counts, metavar="FACE:N,...", help="see below")
+    hiding.add_argument("--seed", type=int, default=42, help="of the artificial choice")
+    hiding.add_argument(
+        "--dead_channels",
+        metavar="LIST",
+        help="sensors to leave out, or to hide (default: data.dead_channels of the run)",
+    )
+    hiding.add_argument(
+        "--run_number", type=int, metavar="R", help="those of run R (default: by branch `run`)"
+    )
+    scan = parser.add_argument_group("robustness")
+    scan.add_argument("--scan", choices=SCANS, help="see below")
+    scan.add_argument("--scan_values", nargs="+", type=float, metavar="X", help="where to look")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    options = parser().parse_args(argv)
+    folder = options.output or options.run / "evaluation"
+    _check(options, folder)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains itself at length
+    from xec_jax import trained
+    from xec_jax.data.open import open_source
+    from xec_jax.data.root.manifest import resolve_paths
+    from xec_jax.evaluation import base, outcome
+    from xec_jax.evaluation.scan import scan
+    from xec_jax.train.saved import load_run
+
+    trained.refuse_caches(options.input)
+    files = resolve_paths(options.input)
+    run = load_run(options.run, step=options.step, ema=not options.no_ema)
+    (task,) = trained.make_tasks([options.run], [run])
+    trained.check_parts(options.run, task, run.params)
+    data = trained.data_to_read(run, options.tree)
+    more = base.branches_of(task.name)
+    wanted, is_simulated = trained.wanted_branches(task, data.tree_name, files[0], more)
+    setting = _setting(options, run, task, data.tree_name, is_simulated, files[0])
+    facts: dict[str, Any] = {
+        "input": ", ".join(options.input),
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
+    }
+    source = open_source(data, files, wanted=wanted)
+    try:
+        if options.hide != "pattern":
+            path = trained.dead_list_of([run], options.dead_channels, options.run_number)
+            if path is not None:
+                source, dead = trained.leave_out(source, path, options.run_number, data, files)
+                facts["dead channels"] = f"{dead['list']}, run {dead['run_number']}"
+        if options.scan is not None:
+            scan(setting, source, folder, options.scan, options.scan_values)
+        else:
+            outcome.evaluate(setting, source, folder, workdir=options.run, facts=facts)
+            print((folder / "metrics.txt").read_text().split("\nMetrics\n")[0].strip())
+    finally:
+        source.close()
+    print(f"done: {folder}")
+    return 0
+
+
+def _setting(
+    options: argparse.Namespace,
+    run: "SavedRun",
+    task: Any,
+    tree_name: str,
+    is_simulated: bool,
+    first: Path,
+) -> "Setting":
+    from xec_jax.evaluation.base import Options, Setting, epoch_of
+    from xec_jax.sim.limits import sample_parameters
+
+    chosen = {
+        "batch_size": options.batch_size,
+        "csv": options.csv,
+        "max_events": options.max_events,
+        "max_rows": options.max_rows,
+        "hide": options.hide,
+        "seed": options.seed,
+        "dead_list": options.dead_channels,
+        "run_number": options.run_number,
+        "opponents": options.opponents,
+        "calibrate": tuple(options.calibrate),
+        "calibrate_events": options.calibrate_events,
+        "has_figures": not options.no_figures,
+    }
+    if options.hide_counts is not None:
+        chosen["counts"] = options.hide_counts
+    return Setting(
+        name=options.run.resolve().name,
+        run=run,
+        task=task,
+        epoch=epoch_of(options.run, run.step),
+        is_simulated=is_simulated,
+        sample=sample_parameters(first),
+        tree_name=tree_name,
+        options=Options(**chosen),
+    )
+
+
+def _counts(text: str) -> dict[str, int]:
+    """Reads `inner:10,us:1`."""
+    found = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"(\w+):([0-9]{1,4})", part.strip())
+        if match is None:
+            raise argparse.ArgumentTypeError(f"{part!r} is not of the form face:number")
+        found[match[1]] = int(match[2])
+    return found
+
+
+def _check(options: argparse.Namespace, folder: Path) -> None:
+    name = f"scan_{options.scan}.json" if options.scan else "metrics.json"
+    if (folder / name).exists() and not options.overwrite:
+        raise ConfigError(
+            f"{folder} holds an evaluation ({name})",
+            expected="a new folder",
+            remedy="choose another --output, or --overwrite",
+        )
+    for key in ("batch_size", "max_events", "max_rows"):
+        if getattr(options, key) < 1:
+            raise ConfigError(f"--{key} {getattr(options, key)}", expected="a positive number")
+    for key in ("opponents", "calibrate_events"):
+        if getattr(options, key) < 0:
+            raise ConfigError(f"--{key} {getattr(options, key)}", expected="0 or more")
+    if options.scan_values and not options.scan:
+        raise ConfigError("--scan_values without --scan", expected="what to change")
+
+
+if __name__ == "__main__":
+    run_command(main)

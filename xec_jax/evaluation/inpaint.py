@@ -1,0 +1,213 @@
+"""Evaluation of inpainters: hidden sensors beside what classical methods make of them.
+
+Two files: the tree of the training's artifacts, in normalized units, and the tree `predictions` in
+photons, with the predictions of all methods.
+
+Source: validation of the PyTorch predecessor's inpainter.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from xec_jax.evaluation.base import Arrays, Columns, Drawing, Evaluation, Headline, Setting, Table
+from xec_jax.evaluation.fillers import NETWORK, Fillers
+from xec_jax.evaluation.hiding import chooser
+from xec_jax.evaluation.mae import DRAWN, add_errors, channel_sums, examples
+from xec_jax.evaluation.sensor_rows import chosen, event_rows, hidden_rows, identifiers
+from xec_jax.evaluation.sensor_sums import PhotonSums
+from xec_jax.geometry import FACES, INVALID_ABOVE, design_positions
+from xec_jax.metrics import by_face, sensor_metrics
+from xec_jax.tasks.calorimeter import detector_of, transform_of
+from xec_jax.tasks.hidden import CHOSEN
+
+TREE, COMPARISON = "tree", "predictions"
+LARGEST_SHARE = 0.1
+"""Of sensors that are announced as hidden where the config says no share."""
+ERRORS = {
+    "mae_photons": "MAE [photons]",
+    "bright_mae_photons": "MAE, bright",
+    "bright_rms_photons": "RMS, bright",
+    "bright_bias_photons": "bias, bright",
+    "rel_mae": "rel. MAE",
+    "rel_rms": "rel. RMS",
+    "rel_res_68pct": "rel., 68 %",
+    "failed": "failed",
+}
+
+
+class InpaintEvaluation(Evaluation):
+    """Keeps truth and all predictions of every hidden sensor, and all sensors of some events."""
+
+    branches: ClassVar = ("uvwTruth", "xyzTruth", "xyzRecoFI")
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        config, options = setting.run.config, setting.options
+        self.detector, self.transform = detector_of(config), transform_of(config)
+        self.choose = chooser(options, design_positions())
+        self.stem = f"inpainter_predictions_epoch_{setting.epoch}"
+        kind = "mc" if setting.is_simulated else "real"
+        run = "" if options.run_number is None else f"_run{options.run_number}"
+        self.compared = f"predictions_{kind}{run}"
+        self.trees = {self.stem: TREE, self.compared: COMPARISON}
+        self.fillers = Fillers(setting)
+        self.errors, self.columns = channel_sums(self.transform), Columns()
+        self.photons: dict[str, PhotonSums] = {}
+        self.n_rows = 0
+        self.examples: list[dict[str, np.ndarray]] = []
+
+    def expected_rows(self, events: int) -> Mapping[str, tuple[int, bool]]:
+        """The most rows there can be; how many sensors are live is not known before."""
+        options, n = self.setting.options, self.detector.n_sensors
+        if options.hide == "artificial":
+            each = sum(options.counts.values())
+        elif options.hide == "training":
+            ratio = self.setting.run.config.model.mask_ratio
+            each = int(n * (ratio if isinstance(ratio, float) else max(dict(ratio).values())))
+        else:
+            each = {"front": 4}.get(options.hide, n)
+        most = min(events * each, options.max_rows)
+        return {stem: (most, False) for stem in self.trees}
+
+    def additions(self, host: Arrays) -> dict[str, np.ndarray]:
+        """Tells the network what to hide, unless it hides as in its training."""
+        return {} if self.choose is None else {CHOSEN: self.choose(host)}
+
+    def add(self, host: Arrays, found: Arrays) -> Mapping[str, dict[str, np.ndarray]]:
+        """Lets all methods fill the hidden sensors; returns them as rows."""
+        options = self.setting.options
+        is_dead = options.hide in ("dead", "pattern")
+        on = ~found["valid"][..., 0] if options.hide == "dead" else found["hidden"]
+        picked = self._limited(chosen(found, on))
+        row, sensor = picked["row"], picked["sensor"]
+        face = self.detector.sensor_face[sensor]
+        photons = host["npho"][row, sensor].astype(np.float32)
+        truth = np.where(on[row, sensor] & (photons <= INVALID_ABOVE), photons, np.float32(np.nan))
+        if options.hide == "dead":
+            truth = np.full_like(truth, np.nan)
+        filled = {NETWORK: np.asarray(self.transform.npho_inverse(picked["predicted"][:, 0]))}
+        filled |= {name: values[row, sensor] for name, values in self.fillers(host, found).items()}
+        add_errors(self.errors, face, picked)
+        is_known = np.isfinite(truth)
+        for name, values in filled.items():
+            ending = "" if name == NETWORK else f"_{name}"
+            sums = self.photons.setdefault(name, PhotonSums(ending))
+            sums.add(values[is_known], truth[is_known], face[is_known])
+        limit = self.fillers.limit(host, row, sensor)
+        kept = {name: values.astype(np.float32) for name, values in filled.items()}
+        self.columns.add(kept | limit | {"truth": truth, "face": face.astype(np.int8)})
+        for k in range(min(len(host["weight"]), DRAWN - len(self.examples))):
+            one = slice(k, k + 1)
+            event = {name: values[one] for name, values in host.items()}
+            table = event_rows(event, {n: v[one] for n, v in found.items()}, self.transform)
+            self.examples.append({name: values[0] for name, values in table.items()})
+        return {
+            self.stem: hidden_rows(host, picked, self.detector.sensor_face),
+            self.compared: self._comparison(host, picked, truth, filled, is_dead),
+        }
+
+    def _limited(self, picked: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Cuts off what would make the files larger than the user wants."""
+        left, n = self.setting.options.max_rows - self.n_rows, len(picked["row"])
+        if n > left:
+            if left > 0 or self.n_rows == self.setting.options.max_rows:
+                print(f"{self.n_rows + left:,} rows: the rest is left out (--max_rows)")
+            picked = {name: values[:left] for name, values in picked.items()}
+        self.n_rows += min(n, left)
+        return picked
+
+    def _comparison(
+        self, host: Arrays, picked: Arrays, truth: np.ndarray, filled: Arrays, is_dead: bool
+    ) -> dict[str, np.ndarray]:
+        """Rows in photons: `truth_npho`, `pred_npho`, `error_npho`, and those of other methods."""
+        ids, row, sensor = identifiers(host), picked["row"], picked["sensor"]
+        run = self.setting.options.run_number
+        table: dict[str, np.ndarray] = {
+            "event_idx": ids["index"][row],
+            "run_number": ids["run"][row],
+            "event_number": ids["event"][row],
+            "sensor_id": sensor.astype(np.int32),
+            "face": self.detector.sensor_face[sensor].astype(np.int32),
+            "mask_type": np.full(len(row), is_dead, np.int32),
+            "truth_npho": truth,
+        }
+        for name, values in filled.items():
+            word = "pred" if name == NETWORK else f"baseline_{self.fillers.SHORT[name]}"
+            error = "error" if name == NETWORK else f"error_{self.fillers.SHORT[name]}"
+            table[f"{word}_npho"] = values.astype(np.float32)
+            table[f"{error}_npho"] = (values - truth).astype(np.float32)
+        table["dead_pattern_run"] = np.full(len(row), -1 if run is None else run, np.int64)
+        return table
+
+    def metrics(self) -> dict[str, float]:
+        """Returns exact errors of all hidden sensors, by every method."""
+        arrays = self.columns.arrays()
+        found: dict[str, float] = {}
+        for of_channel in self.errors.values():
+            found |= of_channel.metrics()
+        for of_method in self.photons.values():
+            found |= of_method.metrics()
+        for name in self.fillers.methods(arrays):
+            ending = "" if name == NETWORK else f"_{name}"
+            errors = sensor_metrics(arrays[name], arrays["truth"])
+            found[f"rel_res_68pct{ending}"] = errors["rel_res_68pct"]
+        return found
+
+    def headline(self, metrics: Mapping[str, float], used: np.ndarray | None = None) -> Headline:
+        """Returns the errors of hidden sensors."""
+        super().headline(metrics, used)
+        names = {"mae_photons": "photons", "rel_mae": "", "r2_npho": "", "mae_time_ns": "ns"}
+        return {
+            f"{name} [{unit}]" if unit else name: (metrics[name], float("nan"))
+            for name, unit in names.items()
+            if name in metrics
+        }
+
+    def tables(self) -> list[Table]:
+        """Returns the errors of all methods, together and by face."""
+        arrays = self.columns.arrays()
+        truth, face = arrays["truth"], arrays["face"]
+        if not np.isfinite(truth).any():
+            return []
+        labels = self.fillers.LABELS
+        methods = self.fillers.methods(arrays)
+        errors = {name: sensor_metrics(arrays[name], truth) for name in methods}
+        rows: list[list[str | float]] = [
+            [labels[n], *(found[key] for key in ERRORS)] for n, found in errors.items()
+        ]
+        n_bright = f"{errors[NETWORK]['n_bright']:,.0f}"
+        note = f"{np.isfinite(truth).sum():,} hidden sensors, {n_bright} with 100 photons or more"
+        tables = [Table("methods", "All methods", ("method", *ERRORS.values()), rows, note)]
+        faces = {name: by_face(arrays[name], truth, face) for name in methods}
+        limits = self.fillers.limits_by_face(arrays)
+        rows = []
+        for code, name in enumerate(FACES):
+            if not (face == code).any():
+                continue
+            cells = [faces[m].get(name, {}).get("mae_photons", float("nan")) for m in methods]
+            n = int((np.isfinite(truth) & (face == code)).sum())
+            best = min((cell for cell in cells[1:] if np.isfinite(cell)), default=float("nan"))
+            limit = limits.get(name, float("nan"))
+            rows.append([name, n, *cells, limit, cells[0] / best, cells[0] / limit])
+        columns = ("face", "sensors", *(labels[m] for m in methods))
+        columns = (*columns, "counting limit", "network / best other", "network / limit")
+        note = self.fillers.LIMIT_NOTE if limits else "no limit: the detector is not known"
+        tables.append(Table("faces", "Mean absolute error by face [photons]", columns, rows, note))
+        return tables
+
+    def drawings(self) -> Iterator[Drawing]:
+        """Yields comparisons of the methods, and some events."""
+        from xec_jax.plots.inpainting import CAPTIONS, inpainting_pages
+
+        arrays = self.columns.arrays()
+        known = np.isfinite(arrays["truth"])
+        methods = {n: arrays[n][known] for n in self.fillers.methods(arrays)}
+        if known.any():
+            for page in inpainting_pages(arrays["truth"][known], methods, arrays["face"][known]):
+                yield Drawing(*page, CAPTIONS.get(page[0], ""))
+        yield from examples(self.detector, self.transform, self.examples)
+
+
+EVALUATION = InpaintEvaluation

@@ -1,0 +1,143 @@
+"""A whole evaluation of a run: streams its events, and writes metrics, figures and the report."""
+
+import json
+import logging
+import math
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xec_jax.config import write_text
+from xec_jax.data.root.writer import disk_errors
+from xec_jax.data.source import Source
+from xec_jax.evaluation import base, report
+from xec_jax.evaluation.base import Evaluation, Setting, Table
+from xec_jax.evaluation.engine import stream
+from xec_jax.evaluation.text import to_text, write_csv
+from xec_jax.metric_catalog import describe
+from xec_jax.train.migrations import read_environment
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("png", "pdf")
+
+
+def evaluate(
+    setting: Setting, source: Source, folder: Path, *, workdir: Path, facts: Mapping[str, Any]
+) -> dict[str, float]:
+    """Writes everything that is known about a run on some events into a folder.
+
+    `metrics.json` and `metrics.txt`, the files of the experiment, `figures/` (PDF, PNG, and the
+    data as npz) and `report.html`. A figure that fails is reported and ends nothing.
+
+    Args:
+        setting: The run.
+        source: The events; the caller closes it.
+        folder: Where to write; made if missing.
+        workdir: The run folder, for config and environment.
+        facts: What else the report says about the events.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        DataError: Events that cannot be evaluated so.
+        DiskError: The folder cannot be written.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    evaluation = base.make(setting)
+    metrics = stream(setting, evaluation, source, folder)
+    seconds = time.monotonic() - begun
+    facts = {
+        "run": setting.name,
+        "task": setting.task.name,
+        "checkpoint": f"step {setting.run.step}, epoch {setting.epoch}",
+        "weights": "moving average" if setting.run.is_average else "parameters",
+        "events": f"{len(source):,}",
+        "events/s": f"{len(source) / seconds:.0f}, compilation included",
+        **facts,
+    }
+    tables = evaluation.tables()
+    if setting.options.csv:
+        for stem, columns in evaluation.texts():
+            write_csv(folder / f"{stem}.csv", columns)
+    pictures = list(_pictures(setting, evaluation, folder)) if setting.options.has_figures else []
+    _write_metrics(folder, facts, metrics, tables)
+    report.write_report(
+        folder / "report.html",
+        report.Report(
+            title=f"Evaluation of {setting.name}",
+            facts=facts,
+            tables=tables,
+            metrics=metrics,
+            figures=pictures,
+            config=setting.run.config.to_dict(),
+            environment=read_environment(workdir),
+            files={path.name: "" for path in sorted(folder.glob("*.root"))},
+        ),
+    )
+    return metrics
+
+
+def _pictures(setting: Setting, evaluation: Evaluation, folder: Path) -> Iterator[report.Picture]:
+    """Saves the figures one after the other, so that memory holds one."""
+    from xec_jax.plots.style import save
+
+    drawings = _guarded(evaluation.drawings())
+    for drawing in drawings:
+        stem = folder / "figures" / f"{drawing.stem}_{setting.name}"
+        title = drawing.stem.replace("_", " ")
+        try:
+            paths = save(drawing.figure, stem, FORMATS, drawing.data or None)
+            png = paths[0].read_bytes()
+        except Exception:  # a picture is not worth the numbers
+            log.warning("the figure %s failed:\n%s", drawing.stem, traceback.format_exc())
+            yield report.Picture(title, b"", "it failed; the log says why")
+            continue
+        names = [f"figures/{path.name}" for path in paths[1:]]
+        yield report.Picture(title, png, drawing.caption, names)
+
+
+def _guarded(drawings: Iterator[base.Drawing]) -> Iterator[base.Drawing]:
+    """Passes on figures until one cannot be drawn."""
+    try:
+        yield from drawings
+    except Exception:
+        log.warning("figures failed:\n%s", traceback.format_exc())
+
+
+def _write_metrics(
+    folder: Path, facts: Mapping[str, Any], metrics: Mapping[str, float], tables: Sequence[Table]
+) -> None:
+    """Writes metrics and tables as JSON, where NaN is null, and as text."""
+    units = {name: describe(name).unit for name in metrics}
+    content = {
+        "facts": dict(facts),
+        "metrics": {name: _plain(value) for name, value in metrics.items()},
+        "units": {name: unit for name, unit in units.items() if unit},
+        "tables": {
+            t.stem: {
+                "title": t.title,
+                "columns": list(t.columns),
+                "rows": [[_plain(cell) for cell in row] for row in t.rows],
+                "note": t.note,
+            }
+            for t in tables
+        },
+    }
+    write_text(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
+    rows = [(name, value, units[name], describe(name).text) for name, value in metrics.items()]
+    listing = Table("metrics", "Metrics", ("name", "value", "unit", "definition"), rows)
+    write_text(folder / "metrics.txt", "\n".join(map(to_text, [*tables, listing])))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
