@@ -64,6 +64,8 @@ def calorimeter() -> ConfigDict:
     c.eval.every_epochs = 1
     c.eval.seed = 0  # of the masks in validation, so that curves are comparable
     c.eval.figure_events = 2
+    c.eval.report = True  # evaluate the best state on all validation events at the end
+    c.eval.opponents = 1000  # events that classical methods and bounds are computed for, then
 
     c.log = ConfigDict()
     c.log.every = 10  # steps
@@ -172,6 +174,7 @@ def shrink(c: ConfigDict) -> None:
     c.train.grad_accum_steps = 1
     c.optim.warmup_epochs = 0.2
     c.eval.figure_events = 1
+    c.eval.report = False  # its figures would take longer than the training
 
 
 def enlarge(c: ConfigDict) -> None:

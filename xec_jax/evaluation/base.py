@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -73,6 +73,7 @@ class Setting:
         sample: The simulated detector they are from; None where it is not known.
         tree_name: Tree in the files.
         options: What the user chose.
+        stop: Polled between batches; True ends the evaluation.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Setting:
     sample: LxeParameters | None
     tree_name: str
     options: Options
+    stop: Callable[[], bool] = lambda: False
 
 
 class Drawing(NamedTuple):

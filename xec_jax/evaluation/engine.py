@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,38 @@ import numpy as np
 from xec_jax.data.prefetch import prefetch
 from xec_jax.data.root.writer import TreeFile
 from xec_jax.data.source import Source
-from xec_jax.errors import DataError
+from xec_jax.errors import DataError, Preempted
 from xec_jax.evaluation.base import Evaluation, Setting
 from xec_jax.geometry import INVALID
+from xec_jax.tasks.base import Task
+from xec_jax.train.signals import AGAIN
 from xec_jax.train.step import Tally, bound_queue
 from xec_jax.transforms import SensorTransform
 
+InspectStep = Callable[[Any, Any, Any], tuple[dict[str, jax.Array], Tally]]
+"""(parameters, batch, key) -> arrays per event, and sums for metrics."""
+
+
+def make_step(task: Task) -> InspectStep:
+    """Compiles `Task.inspect`, or `Task.evaluate` where there are no arrays per event."""
+
+    @jax.jit
+    def step(params: Any, batch: Any, key: Any) -> tuple[dict[str, jax.Array], Tally]:
+        if task.inspect is None:
+            terms, metrics = task.evaluate(params, batch, key)
+            return {}, Tally.pack(metrics, terms)
+        arrays, terms, metrics = task.inspect(params, batch, key)
+        return arrays, Tally.pack(metrics, terms)
+
+    return step
+
 
 def stream(
-    setting: Setting, evaluation: Evaluation, source: Source, folder: Path | None
+    setting: Setting,
+    evaluation: Evaluation,
+    source: Source,
+    folder: Path | None,
+    step: InspectStep | None = None,
 ) -> dict[str, float]:
     """Shows every event of a source once to the network and to the evaluation.
 
@@ -31,6 +54,7 @@ def stream(
         evaluation: What becomes of the events.
         source: The events, in their order.
         folder: Where files go; None for no files.
+        step: Of `make_step`, where it is there already.
 
     Returns:
         The metrics: those of `Task.evaluate`, with the same random choices as in the validations
@@ -38,9 +62,11 @@ def stream(
 
     Raises:
         DataError: A file has another number of rows than was announced.
+        Preempted: The evaluation was told to stop; no file is left behind.
         DiskError: A file cannot be written.
     """
-    task, size = setting.task, setting.options.batch_size
+    task = setting.task
+    step = make_step(task) if step is None else step
     expected = evaluation.expected_rows(len(source)) if folder is not None else {}
     for stem, (n, is_exact) in expected.items():
         print(f"{stem}.root will have {'' if is_exact else 'at most '}{n:,} rows", flush=True)
@@ -51,7 +77,9 @@ def stream(
             files[stem] = stack.enter_context(TreeFile(folder / f"{stem}.root"))
             files[stem].table("metadata", metadata(setting))
         tallies: list[Tally] = []
-        for host, found, tally in inspected(setting, evaluation, source, size):
+        for host, found, tally in inspected(setting, evaluation, source, step):
+            if setting.stop():
+                raise Preempted("the evaluation was told to stop", remedy=AGAIN)
             tallies.append(tally)
             bound_queue(tallies)
             rows = evaluation.add(host, found)
@@ -68,20 +96,12 @@ def stream(
 
 
 def inspected(
-    setting: Setting, evaluation: Evaluation, source: Source, size: int
+    setting: Setting, evaluation: Evaluation, source: Source, step: InspectStep
 ) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray], Tally]]:
     """Yields batches without padding, what `Task.inspect` found in them, and sums for metrics."""
     task, params = setting.task, setting.run.params
     key = jax.random.PRNGKey(setting.run.config.eval.seed)  # as in validations of the training
-
-    @jax.jit
-    def step(params: Any, batch: Any, key: Any) -> tuple[dict[str, jax.Array], Tally]:
-        if task.inspect is None:
-            terms, metrics = task.evaluate(params, batch, key)
-            return {}, Tally.pack(metrics, terms)
-        arrays, terms, metrics = task.inspect(params, batch, key)
-        return arrays, Tally.pack(metrics, terms)
-
+    size = setting.options.batch_size
     batches = source.steps_per_epoch(size=size, train=False)
     keys = frozenset(task.spec)
     timeout = setting.run.config.data.get("timeout_s", math.inf)

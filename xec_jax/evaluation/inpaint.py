@@ -55,7 +55,7 @@ class InpaintEvaluation(Evaluation):
         self.fillers = Fillers(setting)
         self.errors, self.columns = channel_sums(self.transform), Columns()
         self.photons: dict[str, PhotonSums] = {}
-        self.n_rows = 0
+        self.n_rows, self.is_full = 0, False
         self.examples: list[dict[str, np.ndarray]] = []
 
     def expected_rows(self, events: int) -> Mapping[str, tuple[int, bool]]:
@@ -112,8 +112,9 @@ class InpaintEvaluation(Evaluation):
         """Cuts off what would make the files larger than the user wants."""
         left, n = self.setting.options.max_rows - self.n_rows, len(picked["row"])
         if n > left:
-            if left > 0 or self.n_rows == self.setting.options.max_rows:
+            if not self.is_full:
                 print(f"{self.n_rows + left:,} rows: the rest is left out (--max_rows)")
+            self.is_full = True
             picked = {name: values[:left] for name, values in picked.items()}
         self.n_rows += min(n, left)
         return picked

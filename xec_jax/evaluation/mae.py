@@ -13,7 +13,7 @@ from xec_jax.tasks.calorimeter import detector_of, transform_of
 from xec_jax.transforms import SensorTransform
 
 TREE = "tree"
-DRAWN = 3
+DRAWN = 2
 """Events of which all sensors are drawn."""
 SENSORS_DRAWN = 300_000
 """Hidden sensors whose distributions are drawn."""

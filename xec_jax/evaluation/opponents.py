@@ -9,6 +9,7 @@ from xec_jax.baselines.reconstruction import calibrate
 from xec_jax.baselines.vertex_direction import vertex_direction
 from xec_jax.evaluation.base import Arrays, Columns, Drawing, Setting, Table
 from xec_jax.evaluation.calibration import calibration_batches
+from xec_jax.evaluation.text import with_error
 from xec_jax.geometry import INVALID_ABOVE, design_positions, make_detector
 from xec_jax.metrics import opening_angle_deg, percentile68, percentile68_error
 from xec_jax.sim.limits import TRUTH, event_limits, metrics_at_limit
@@ -217,7 +218,7 @@ def _cell(pair: tuple[float, float] | None, factor: float) -> str | float:
     if pair is None:
         return float("nan")
     value, error = (factor * part for part in pair)
-    return f"{value:.3g} ± {error:.1g}" if np.isfinite(error) else value
+    return with_error(value, error) if np.isfinite(error) else value
 
 
 def errors(quantity: str, estimate: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:

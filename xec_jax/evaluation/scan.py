@@ -22,8 +22,8 @@ from xec_jax.data.source import Source
 from xec_jax.errors import ConfigError
 from xec_jax.evaluation import base
 from xec_jax.evaluation.base import Headline, Setting, Table
-from xec_jax.evaluation.engine import stream
-from xec_jax.evaluation.text import to_text
+from xec_jax.evaluation.engine import InspectStep, make_step, stream
+from xec_jax.evaluation.text import to_text, with_error
 from xec_jax.simulate import cached_sample
 from xec_jax.trained import data_to_read
 
@@ -69,18 +69,18 @@ def scan(
         steps = _pileup(setting, len(source), PILEUP_HZ if values is None else values)
     else:
         spoil, label, unit, usual = SPOILED[name]
-        found = usual if values is None else values
-        steps = [_step(setting, spoil(source, value), value) for value in found]
+        found, step = usual if values is None else values, make_step(setting.task)
+        steps = [_measure(setting, step, spoil(source, value), value) for value in found]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     _write(setting, folder, name, label, unit, steps)
     return steps
 
 
-def _step(setting: Setting, source: Source, value: float) -> Step:
+def _measure(setting: Setting, step: InspectStep, source: Source, value: float) -> Step:
     """Evaluates all events of a source."""
     evaluation = base.make(setting)
-    metrics = stream(setting, evaluation, source, None)
+    metrics = stream(setting, evaluation, source, None, step)
     found = evaluation.headline(metrics)
     first = next(iter(found.items()), ("", (math.nan, math.nan)))
     print(f"  {value:g}: {first[0]} {first[1][0]:.4g}", flush=True)
@@ -97,7 +97,7 @@ def _pileup(setting: Setting, events: int, rates: Sequence[float]) -> list[Step]
         field.name: getattr(setting.sample, field.name)
         for field in dataclasses.fields(setting.sample)
     }
-    steps = []
+    steps, step = [], make_step(setting.task)
     for rate in rates:
         changed = parameters | {"pileup_rate_hz": float(rate)}
         sample = cached_sample("lxe", events, seed=PILEUP_SEED, parameters=changed)
@@ -107,7 +107,7 @@ def _pileup(setting: Setting, events: int, rates: Sequence[float]) -> list[Step]
         wanted = [n for n in dict.fromkeys(names) if n not in ("xyzRecoFI",)]
         source = open_source(data, str(sample), wanted=wanted)
         try:
-            steps.append(_step(setting, source, float(rate)))
+            steps.append(_measure(setting, step, source, float(rate)))
         finally:
             source.close()
     return steps
@@ -148,13 +148,15 @@ def _write(
     values = np.array([value for value, _, _ in steps])
     rows: list[list[str | float]] = []
     for k, (value, n, _) in enumerate(steps):
-        cells = [
-            f"{curves[m][0][k]:.4g}"
-            + (f" ± {curves[m][1][k]:.1g}" if math.isfinite(curves[m][1][k]) else "")
-            for m in names
-        ]
+        here = [(float(curves[m][0][k]), float(curves[m][1][k])) for m in names]
+        cells = [with_error(*pair) if math.isfinite(pair[1]) else pair[0] for pair in here]
         rows.append([f"{value:g}", f"{n:,}", *cells])
-    table = Table(name, f"{label} of {setting.name}", (f"{label} [{unit}]", "events", *names), rows)
+    table = Table(
+        name,
+        f"{label} of {setting.name}",
+        (f"{label} [{unit}]" if unit else label, "events", *names),
+        rows,
+    )
     content = {
         "run": setting.name,
         "step": setting.run.step,

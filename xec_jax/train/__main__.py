@@ -176,8 +176,22 @@ def train(
             resume=arguments.resume,
         )
     if result is not None:
+        if config.eval.report and valid:
+            evaluate(config, workdir, stop, is_new=result.steps_run > 0)
         tell(f"done: {workdir}")
     return 0
+
+
+def evaluate(config: "ConfigDict", workdir: Path, stop: "StopFlag", *, is_new: bool) -> None:
+    """Evaluates the best state on the validation events, unless it was done before."""
+    from xec_jax.evaluation.after_training import report_run
+    from xec_jax.train import distributed
+
+    if distributed.count() > 1:
+        # The others would wait for the first one longer than the cluster has patience.
+        distributed.tell(f"to evaluate: python -m xec_jax.evaluate --run {workdir} --input ...")
+    elif is_new or not (workdir / "evaluation" / "metrics.json").exists():
+        report_run(workdir, config, lambda: bool(stop))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from xec_jax.config import from_json
 from xec_jax.errors import CheckpointError, ConfigError
 
-FORMAT = 3
+FORMAT = 4
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -123,6 +123,11 @@ def _from_2(config: dict[str, Any]) -> None:
     _fill(config["data"], "augment", {"dead_patterns": None, "dead_pattern_share": 0.0})
 
 
-MIGRATIONS: list[Callable[[dict[str, Any]], None]] = [_from_1, _from_2]
+def _from_3(config: dict[str, Any]) -> None:
+    """The evaluation at the end of a training: none, as before."""
+    _fill(config, "eval", {"report": False, "opponents": 1000})
+
+
+MIGRATIONS: list[Callable[[dict[str, Any]], None]] = [_from_1, _from_2, _from_3]
 """Number k takes a config of format k + 1 to the next one, in place. Runs that were killed between
 two files may go through one twice: that must change nothing."""

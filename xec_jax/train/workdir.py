@@ -61,6 +61,7 @@ CONTENT = (
     "metrics.jsonl",
     "checkpoints",
     "figures",
+    "evaluation",
     "tensorboard",
     "wandb",
     "nonfinite.json",
