@@ -91,7 +91,12 @@ def patch_networks(patch):
 def make_run(folder, task, *changes):
     """Writes a run of such a network."""
     config = configs.load(
-        f"configs/{task}.py:tiny", ["--config.data.train=x", "--config.data.valid=x", *changes]
+        f"configs/{task}.py:tiny",
+        [
+            *("--config.data.train=x", "--config.data.valid=x"),
+            "--config.train.compilation_cache=false",
+            *changes,
+        ],
     )
     if task == "regress":
         config.unlock()

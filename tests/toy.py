@@ -28,6 +28,7 @@ def config(**train) -> ConfigDict:
     c.train.update({"epochs": 4, "max_skipped_in_row": 3, "save_every": 3})
     c.train.mesh.data = 1
     c.eval = ConfigDict({"every_epochs": 1, "seed": 0, "figure_events": 0})
+    c.eval.update({"report": False, "opponents": 0})
     c.log = shared.log
     c.log.every = 2
     c.train.update(train)

@@ -112,11 +112,13 @@ def main(argv: Sequence[str]) -> int:
     from xec_jax.data.root.manifest import resolve_paths
     from xec_jax.evaluation import base, outcome
     from xec_jax.evaluation.scan import scan
+    from xec_jax.train import xla
     from xec_jax.train.saved import load_run
 
     trained.refuse_caches(options.input)
     files = resolve_paths(options.input)
     run = load_run(options.run, step=options.step, ema=not options.no_ema)
+    xla.configure(run.config.train)
     (task,) = trained.make_tasks([options.run], [run])
     trained.check_parts(options.run, task, run.params)
     data = trained.data_to_read(run, options.tree)

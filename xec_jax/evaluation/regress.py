@@ -18,6 +18,7 @@ from xec_jax.evaluation.opponents import NAMES, Opponents, errors
 from xec_jax.evaluation.worst import WorstEvents
 from xec_jax.geometry import INVALID_ABOVE
 from xec_jax.metric_catalog import unit_of
+from xec_jax.metric_definitions import QUANTITIES
 from xec_jax.metrics import (
     opening_angle_deg,
     percentile68,
@@ -255,7 +256,9 @@ def saliency(setting: Setting, host: Arrays) -> dict[str, np.ndarray]:
         found = jax.lax.map(one, jnp.eye(len(names)))  # one output at a time: memory
         return dict(zip(names, found, strict=True))
 
-    return {name: np.asarray(v) for name, v in scores(setting.run.params, batch).items()}
+    found = scores(setting.run.params, batch)  # which jit has sorted by name
+    order = [part for _, parts in QUANTITIES.values() for part in parts]
+    return {name: np.asarray(found[name]) for name in order if name in found}
 
 
 def face_weights(setting: Setting) -> dict[str, np.ndarray]:
