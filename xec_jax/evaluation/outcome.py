@@ -1,5 +1,6 @@
 """A whole evaluation of a run: streams its events, and writes metrics, figures and the report."""
 
+import itertools
 import json
 import logging
 import math
@@ -15,11 +16,12 @@ from xec_jax.config import write_text
 from xec_jax.data.root.writer import disk_errors
 from xec_jax.data.source import Source
 from xec_jax.evaluation import base, report
-from xec_jax.evaluation.base import Evaluation, Setting, Table
+from xec_jax.evaluation.base import Drawing, Setting, Table
 from xec_jax.evaluation.engine import stream
 from xec_jax.evaluation.text import to_text, write_csv
 from xec_jax.metric_catalog import describe
 from xec_jax.train.migrations import read_environment
+from xec_jax.train.records import read_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,8 @@ def evaluate(
     if setting.options.csv:
         for stem, columns in evaluation.texts():
             write_csv(folder / f"{stem}.csv", columns)
-    pictures = list(_pictures(setting, evaluation, folder)) if setting.options.has_figures else []
+    drawings = itertools.chain(evaluation.drawings(), training(workdir))
+    pictures = list(_pictures(setting, drawings, folder)) if setting.options.has_figures else []
     _write_metrics(folder, facts, metrics, tables)
     report.write_report(
         folder / "report.html",
@@ -85,12 +88,13 @@ def evaluate(
     return metrics
 
 
-def _pictures(setting: Setting, evaluation: Evaluation, folder: Path) -> Iterator[report.Picture]:
+def _pictures(
+    setting: Setting, drawings: Iterator[Drawing], folder: Path
+) -> Iterator[report.Picture]:
     """Saves the figures one after the other, so that memory holds one."""
     from xec_jax.plots.style import save
 
-    drawings = _guarded(evaluation.drawings())
-    for drawing in drawings:
+    for drawing in _guarded(drawings):
         stem = folder / "figures" / f"{drawing.stem}_{setting.name}"
         title = drawing.stem.replace("_", " ")
         try:
@@ -104,7 +108,20 @@ def _pictures(setting: Setting, evaluation: Evaluation, folder: Path) -> Iterato
         yield report.Picture(title, png, drawing.caption, names)
 
 
-def _guarded(drawings: Iterator[base.Drawing]) -> Iterator[base.Drawing]:
+def training(workdir: Path) -> Iterator[Drawing]:
+    """Yields the curves of the training, as far as the run has a record."""
+    from xec_jax.plots.curves import training_curves
+
+    records = [r for r in read_jsonl(workdir / "metrics.jsonl") if r.get("loss") is not None]
+    if records:
+        data = {}
+        for split in dict.fromkeys(record["split"] for record in records):
+            pairs = [(r["step"], r["loss"]) for r in records if r["split"] == split]
+            data[f"{split}/step"], data[f"{split}/loss"] = np.array(pairs, float).T
+        yield Drawing("training_curves", training_curves(records), data)
+
+
+def _guarded(drawings: Iterator[Drawing]) -> Iterator[Drawing]:
     """Passes on figures until one cannot be drawn."""
     try:
         yield from drawings
