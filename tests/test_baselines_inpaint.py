@@ -7,15 +7,14 @@ import pytest
 from xec_jax.baselines import ridge as ridges
 from xec_jax.baselines.local_fit import LocalFit, local_fit, strip_profile
 from xec_jax.baselines.neighbors import disk_average, touching_average
-from xec_jax.baselines.ridge import Ridge, fit_ridge
+from xec_jax.baselines.ridge import fit_ridge
 from xec_jax.baselines.solid_angle import solid_angle_average
-from xec_jax.errors import ConfigError, DataError, DiskError
+from xec_jax.errors import ConfigError, DataError
 from xec_jax.geometry import (
     FACES,
     N_SIPM,
     SIPM_CHIP_CM,
     SIPM_GAP_CM,
-    SensorTable,
     design_positions,
     make_detector,
 )
@@ -417,51 +416,6 @@ def test_ridge_in_pieces_and_without_work(ridge, sample, monkeypatch):
     np.testing.assert_allclose(ridge.fill(sample[:5], live, wanted), whole, rtol=1e-6)
     assert np.isnan(ridge.fill(sample[:5], live, np.zeros_like(wanted))).all()
     assert ridge.fill(sample[:0], live[:0], wanted[:0]).shape == (0, S)
-
-
-def test_ridge_survives_the_disk(ridge, sample, tmp_path, monkeypatch):
-    path = tmp_path / "ridge.npz"
-    ridge.save(path)
-    again = Ridge.load(path, DETECTOR)
-    wanted = np.random.default_rng(4).uniform(size=(3, S)) < 0.05
-    for live in (np.ones((3, S), bool), ~wanted):
-        filled = ridge.fill(sample[:3], live, wanted)
-        np.testing.assert_array_equal(again.fill(sample[:3], live, wanted), filled)
-    assert (again.scale, again.regularization, again.n_events) == (20.0, 0.01, 80)
-
-    def fill_disk(file, **arrays):
-        file.write(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    before = path.read_bytes()
-    monkeypatch.setattr(np, "savez", fill_disk)
-    with pytest.raises(DiskError, match="No space left"):
-        ridge.save(path)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_ridge_refuses_other_files(ridge, tmp_path):
-    path = tmp_path / "ridge.npz"
-    ridge.save(path)
-    turned = make_detector(sensors=SensorTable(TABLE.positions[::-1], TABLE.normals, TABLE.face))
-    with pytest.raises(DataError, match="another geometry"):
-        Ridge.load(path, turned)
-    with np.load(path) as file:
-        arrays = dict(file)
-    for name, value in (("format", np.int64(9)), ("mean", np.zeros(5)), ("scale", None)):
-        np.savez(path, **{**arrays, name: value})
-        with pytest.raises(DataError, match=r"ridge\.npz"):
-            Ridge.load(path, DETECTOR)
-    arrays.pop("mean")
-    np.savez(path, **arrays)
-    with pytest.raises(DataError, match="mean"):
-        Ridge.load(path, DETECTOR)
-    path.write_text("no archive")
-    with pytest.raises(DataError, match=r"ridge\.npz"):
-        Ridge.load(path, DETECTOR)
-    with pytest.raises(DataError, match=r"missing\.npz"):
-        Ridge.load(tmp_path / "missing.npz", DETECTOR)
 
 
 def test_ridge_refuses_other_settings(sample):

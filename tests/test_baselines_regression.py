@@ -13,7 +13,7 @@ from xec_jax.baselines.earliest_time import absolute_time, earliest_time
 from xec_jax.baselines.fill_dead import face_ids, fill_dead
 from xec_jax.baselines.light_sum import calibrate_light_sum, face_sums, light_sum
 from xec_jax.baselines.neighbors import touching_average
-from xec_jax.baselines.reconstruction import Reconstruction, calibrate
+from xec_jax.baselines.reconstruction import calibrate
 from xec_jax.baselines.vertex_direction import vertex_direction
 from xec_jax.errors import DataError
 from xec_jax.geometry import INVALID, N_SENSORS, make_detector
@@ -316,12 +316,3 @@ def test_what_has_no_truth_is_left_out():
     assert "angle_vertex" not in calibrated().reconstruct(without_vertex)
     with pytest.raises(DataError, match="without truth"):
         calibrate({"npho": events["npho"]}, DETECTOR)
-
-
-def test_constants_survive_being_written_down():
-    again = Reconstruction.from_json(calibrated().to_json(), DETECTOR)
-    assert again.params == PARAMS
-    for key, value in again.reconstruct(others()).items():
-        np.testing.assert_array_equal(value, calibrated().reconstruct(others())[key])
-    partial = Reconstruction(DETECTOR, PARAMS, light=np.arange(6.0))
-    assert Reconstruction.from_json(partial.to_json(), DETECTOR).place is None

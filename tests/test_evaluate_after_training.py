@@ -30,11 +30,11 @@ def test_artifacts_of_the_validation_events(done, monkeypatch, capsys):
     monkeypatch.setattr(MaeEvaluation, "drawings", base.Evaluation.drawings)
     after_training.report_run(run, load_run(run).config, lambda: False)
     assert len(drawn) == 1
-    found = json.loads((run / "evaluation/metrics.json").read_text())
+    found = json.loads((run / "evaluation/valid/metrics.json").read_text())
     assert found["facts"]["input"].endswith("the validation events")
-    arrays, _ = read(run / "evaluation/mae_predictions_epoch_0.root", "tree")
+    arrays, _ = read(run / "evaluation/valid/mae_predictions_epoch_0.root", "tree")
     assert len(arrays["event_id"]) == 20
-    assert (run / "evaluation/report.html").exists()
+    assert (run / "evaluation/valid/report.html").exists()
     assert "evaluating step 0 on 20 events" in capsys.readouterr().out
 
 
@@ -61,8 +61,8 @@ def test_when_a_training_evaluates(tmp_path, monkeypatch, capsys):
     assert len(called) == 1
     train.evaluate(None, tmp_path, [], is_new=False)
     assert len(called) == 2, "it was not done before"
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation/metrics.json").write_text("{}")
+    (tmp_path / "evaluation/valid").mkdir(parents=True)
+    (tmp_path / "evaluation/valid/report.html").touch()
     train.evaluate(None, tmp_path, [], is_new=False)
     assert len(called) == 2
     monkeypatch.setattr("xec_jax.train.distributed.count", lambda: 2)

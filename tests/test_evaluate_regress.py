@@ -1,5 +1,6 @@
 """`python -m xec_jax.evaluate` of regressions: artifacts opened, numbers counted again."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 from evaluating import evaluate, make_run, read, small_networks, write_events
 
-from xec_jax.errors import ConfigError
+from xec_jax.errors import ConfigError, DataError
 from xec_jax.evaluate import main, parser
 from xec_jax.evaluation import opponents, outcome, regress, scan
 from xec_jax.evaluation.base import Columns, Options, Setting
-from xec_jax.evaluation.text import to_text, with_error
+from xec_jax.evaluation.calibration import calibration_batches
+from xec_jax.evaluation.text import to_text
 from xec_jax.evaluation.worst import WorstEvents
 from xec_jax.metrics import percentile68
 from xec_jax.tasks import base
@@ -53,7 +55,7 @@ def rows(done):
 def setting_of(run, **options):
     saved = load_run(run)
     task = base.make_task(saved.config)
-    return Setting("reg", saved, task, 0, True, None, "tree", Options(**options))
+    return Setting("reg", saved, task, 0, True, None, "tree", (), Options(**options))
 
 
 def test_branches_types_and_rows(rows, data):
@@ -250,7 +252,7 @@ def test_opponents_table(monkeypatch):
     def smeared(factor):
         return {q: v + rng.normal(0, factor * scale[q], v.shape) for q, v in true.items()}
 
-    setting = Setting("x", _Saved(), None, 0, True, object(), "tree", Options(opponents=300))
+    setting = Setting("x", _Saved(), None, 0, True, object(), "tree", (), Options(opponents=300))
     others = opponents.Opponents(setting)
     for start in range(0, n, 64):
         others.add({k: v[start : start + 64] for k, v in events.items()})
@@ -290,14 +292,41 @@ class _Saved:
     class config:
         class data:
             time_branch = "relative_time"
+            npho_branch = "npho"
+
+
+class _Absolute:
+    class config:
+        class data:
+            time_branch = "time"
+
+
+def test_an_opponent_that_fails_leaves_the_network_alone(caplog):
+    def fail(events):
+        raise DataError("20 usable events for the depth")
+
+    assert opponents._tried(fail, {}) == {}
+    assert "left out of the comparison: 20 usable events" in caplog.text
+
+
+def test_calibration_never_sees_what_is_judged(run, data, caplog):
+    setting = setting_of(run, calibrate=(str(data),), calibrate_events=5)
+    (batch,) = calibration_batches(setting)
+    assert len(batch["npho"]) == 5
+    assert not list(calibration_batches(dataclasses.replace(setting, files=(data,))))
+    assert "is to be evaluated itself" in caplog.text
 
 
 def test_what_opponents_may_see():
     others = opponents.Opponents(
-        Setting("x", _Saved(), None, 0, True, None, "tree", Options(opponents=3))
+        Setting("x", _Saved(), None, 0, True, None, "tree", (), Options(opponents=3))
     )
     events = {"npho": 1, "time": 2, "xyzVTX": 3}
     assert others._as_seen(events) == {"npho": 1}, "relative times without their zero"
+    absolute = opponents.Opponents(
+        Setting("x", _Absolute(), None, 0, True, None, "tree", (), Options(opponents=3))
+    )
+    assert absolute._as_seen(events | {"time_min_used": 4}) == {"npho": 1, "time": 2}
     assert others._as_seen(events | {"time_min_used": 4}) == {
         "npho": 1,
         "time": 2,
@@ -354,7 +383,7 @@ def test_pile_up_is_simulated_with_the_same_detector(monkeypatch, run, data):
     monkeypatch.setattr(scan, "cached_sample", sample)
     setting = setting_of(run)
     known = LxeParameters(reflectivity=0.1)
-    setting = Setting(*(*vars(setting).values(),)[:5], known, "tree", setting.options)
+    setting = dataclasses.replace(setting, sample=known)
     steps = scan._pileup(setting, 10, (0.0, 1e6))
     assert [s[0] for s in steps] == [0.0, 1e6]
     assert [p["pileup_rate_hz"] for p in asked] == [0.0, 1e6]
@@ -384,12 +413,6 @@ def test_an_evaluation_is_not_overwritten_by_chance(done, run, data):
     }
     with pytest.raises(SystemExit):
         parser().parse_args([*words, "--hide_counts", "inner=3"])
-
-
-def test_numbers_with_errors():
-    assert with_error(12.345, 0.21) == "12.3 ± 0.2"
-    assert with_error(413.2, 34.0) == "413 ± 34"
-    assert with_error(0.01234, 0.0009) == "0.0123 ± 0.0009"
 
 
 def test_columns_grow():

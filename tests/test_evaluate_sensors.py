@@ -13,6 +13,7 @@ from xec_jax.evaluation import hiding, inpaint
 from xec_jax.evaluation.base import Options
 from xec_jax.evaluation.mae import channel_sums
 from xec_jax.evaluation.sensor_sums import PhotonSums
+from xec_jax.evaluation.sensor_tables import faces_table, methods_table
 from xec_jax.geometry import FACES, INVALID_ABOVE, design_positions
 from xec_jax.kinematics import xyz_to_uvw
 from xec_jax.metrics import by_face, sensor_metrics
@@ -181,6 +182,26 @@ def test_metrics_of_all_methods_equal_loops(filled):
     assert [row[1] for row in table["rows"]] == [4 * N, 2 * N, N]
     column = table["columns"].index("network")
     assert table["rows"][1][column] == pytest.approx(metrics["mae_us_photons"])
+    details = found["tables"]["details"]
+    row = next(r for r in details["rows"] if r[:2] == ["us", "within 20 cm"])
+    assert row[details["columns"].index("MAE [photons]")] == pytest.approx(
+        metrics["mae_us_photons_disk"]
+    )
+    assert {len(row) for row in found["tables"]["bins"]["rows"]} == {5}
+
+
+def test_faces_compare_on_common_sensors():
+    truth, face = np.full(100, 10.0), np.zeros(100, int)
+    network, other, some = truth + 1, truth + 2, truth + 0.1
+    other[:1] = np.nan  # nearly all are filled
+    network[0] += 1000  # which the other one cannot be blamed for
+    some[:50] = np.nan  # chose its sensors
+    methods = {"network": network, "other": other, "some": some}
+    (row,) = faces_table(methods, truth, face, None, "").rows
+    assert row[:4] == ["inner", 99, 1.0, 2.0]
+    assert np.isnan(row[4])
+    assert row[6] == 0.5
+    assert methods_table(methods, truth).rows[2][-1] == 0.5
 
 
 def test_batches_do_not_matter(filled, runs, data, tmp_path):

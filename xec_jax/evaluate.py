@@ -32,11 +32,26 @@ what an inpainter has to fill (--hide):
   dead        what is dead in the files; there is no truth
 
 scans (--scan): pileup (Hz, simulated anew), dead (share of channels), gain (relative spread),
-  noise (photons), jitter (s); energy, u, v, w, theta, phi: bins of the given events.
+  noise (photons), offset, jitter (s); energy, u, v, w, theta, phi: bins of the given events.
 """
 
+log = logging.getLogger(__name__)
+
 HIDE = ("training", "artificial", "pattern", "front", "dead")
-SCANS = ("pileup", "dead", "gain", "noise", "jitter", "energy", "u", "v", "w", "theta", "phi")
+SCANS = (
+    "pileup",
+    "dead",
+    "gain",
+    "noise",
+    "offset",
+    "jitter",
+    "energy",
+    "u",
+    "v",
+    "w",
+    "theta",
+    "phi",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,11 +66,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", required=True, type=Path, metavar="DIR")
     parser.add_argument("--input", required=True, nargs="+", metavar="GLOB")
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: the folder `evaluation` of the run"
+        "--output", type=Path, metavar="DIR", help="default: RUN/evaluation/NAME, of the input"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files of an evaluation")
     parser.add_argument("--tree", help="name of the tree (default: that of the run's config)")
-    parser.add_argument("--batch_size", type=int, default=64, metavar="B", help="default: 64")
+    parser.add_argument("--batch_size", type=int, default=128, metavar="B", help="default: 128")
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the best one)")
     parser.add_argument("--no_ema", action="store_true", help="not the moving average")
     parser.add_argument("--csv", action="store_true", help="predictions as text, too")
@@ -103,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     options = parser().parse_args(argv)
-    folder = options.output or options.run / "evaluation"
+    folder = options.output or options.run / "evaluation" / _name(options.input[0])
     _check(options, folder)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains itself at length
@@ -112,6 +127,7 @@ def main(argv: Sequence[str]) -> int:
     from xec_jax.data.root.manifest import resolve_paths
     from xec_jax.evaluation import base, outcome
     from xec_jax.evaluation.scan import scan
+    from xec_jax.evaluation.text import to_text
     from xec_jax.train import xla
     from xec_jax.train.saved import load_run
 
@@ -121,14 +137,20 @@ def main(argv: Sequence[str]) -> int:
     xla.configure(run.config.train)
     (task,) = trained.make_tasks([options.run], [run])
     trained.check_parts(options.run, task, run.params)
-    data = trained.data_to_read(run, options.tree)
+    data = trained.data_to_read(run, options.tree, has_cut=True)
     more = base.branches_of(task.name)
     wanted, is_simulated = trained.wanted_branches(task, data.tree_name, files[0], more)
-    setting = _setting(options, run, task, data.tree_name, is_simulated, files[0])
+    setting = _setting(options, run, task, data.tree_name, is_simulated, files)
+    cut = {name: limit for name, limit in data.fiducial.items() if limit is not None}
+    if cut and not is_simulated:
+        log.warning("no fiducial cut: the files have no uvwTruth")
+        data.fiducial.update(dict.fromkeys(cut))
     facts: dict[str, Any] = {
         "input": ", ".join(options.input),
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
     }
+    if cut and is_simulated:
+        facts["fiducial cut"] = ", ".join(f"{name} {limit} cm" for name, limit in cut.items())
     source = open_source(data, files, wanted=wanted)
     try:
         if options.hide != "pattern":
@@ -139,8 +161,8 @@ def main(argv: Sequence[str]) -> int:
         if options.scan is not None:
             scan(setting, source, folder, options.scan, options.scan_values)
         else:
-            outcome.evaluate(setting, source, folder, workdir=options.run, facts=facts)
-            print((folder / "metrics.txt").read_text().split("\nMetrics\n")[0].strip())
+            tables = outcome.evaluate(setting, source, folder, workdir=options.run, facts=facts)
+            print("\n".join(map(to_text, tables)))
     finally:
         source.close()
     print(f"done: {folder}")
@@ -153,7 +175,7 @@ def _setting(
     task: Any,
     tree_name: str,
     is_simulated: bool,
-    first: Path,
+    files: Sequence[Path],
 ) -> "Setting":
     from xec_jax.evaluation.base import Options, Setting, epoch_of
     from xec_jax.sim.limits import sample_parameters
@@ -165,7 +187,7 @@ def _setting(
         "max_rows": options.max_rows,
         "hide": options.hide,
         "seed": options.seed,
-        "dead_list": options.dead_channels,
+        "dead_list": options.dead_channels or run.config.data.dead_channels,
         "run_number": options.run_number,
         "opponents": options.opponents,
         "calibrate": tuple(options.calibrate),
@@ -180,10 +202,17 @@ def _setting(
         task=task,
         epoch=epoch_of(options.run, run.step),
         is_simulated=is_simulated,
-        sample=sample_parameters(first),
+        sample=sample_parameters(files[0]),
         tree_name=tree_name,
+        files=tuple(files),
         options=Options(**chosen),
     )
+
+
+def _name(first: str) -> str:
+    """Returns what the folder of an evaluation is called: the input without wildcards."""
+    path = Path(first)
+    return re.sub(r"[^\w.-]+", "", path.stem if path.suffix == ".root" else path.name) or "events"
 
 
 def _counts(text: str) -> dict[str, int]:

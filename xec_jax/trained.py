@@ -70,12 +70,21 @@ def check_parts(path: Path, task: "Task", params: Any) -> None:
         )
 
 
-def data_to_read(run: "SavedRun", tree: str | None = None) -> "ConfigDict":
-    """The group `data` to read with: ROOT files whatever the training read, every event of them."""
+def data_to_read(
+    run: "SavedRun", tree: str | None = None, *, has_cut: bool = False
+) -> "ConfigDict":
+    """The group `data` to read with: ROOT files whatever the training read.
+
+    Args:
+        run: Has the group of its training.
+        tree: Name of the tree in place of that of the training.
+        has_cut: Keep the fiducial cut of the training; without it, every event comes.
+    """
     data = run.config.data.copy_and_resolve_references().unlock()
     data.source, data.on_bad_file, data.dead_channels = "root", "error", None
     data.tree_name = tree or data.tree_name
-    data.fiducial.update(dict.fromkeys(data.fiducial))
+    if not has_cut:
+        data.fiducial.update(dict.fromkeys(data.fiducial))
     return data
 
 

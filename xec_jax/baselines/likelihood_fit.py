@@ -14,10 +14,8 @@ u needs the second constant since photons from the target, and their showers, le
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -133,17 +131,6 @@ class FitCalibration:
         depth = np.maximum(_depth_terms(found) @ self.depth, 0.0)
         sides = [_side_terms(found, depth, k) @ c for k, c in enumerate((self.u, self.v))]
         return np.stack([*sides, depth], 1)
-
-    def to_json(self) -> str:
-        """Writes the constants down."""
-        return json.dumps(dataclasses.asdict(self), default=np.ndarray.tolist)
-
-    @classmethod
-    def from_json(cls, text: str) -> "FitCalibration":
-        """Reads what `to_json` wrote."""
-        read: dict[str, Any] = json.loads(text)
-        constants: dict[str, Any] = {k: v and np.array(v) for k, v in read.items()}
-        return cls(**constants)
 
 
 def calibrate_fit(

@@ -7,10 +7,8 @@ Position first: the energy is corrected for it, and paths of the light start the
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -83,25 +81,6 @@ class Reconstruction:
             late = self.late_ns[0] + self.late_ns[1] * uvw[:, 2]
             found["timing_earliest"] = time_of(self.detector, self.params, events, uvw) - late
         return found
-
-    def to_json(self) -> str:
-        """Writes the constants down."""
-        place = None if self.place is None else self.place._asdict()
-        found = {"place": place, "light": self.light, "late_ns": self.late_ns}
-        found["params"] = dataclasses.asdict(self.params)
-        return json.dumps(found, default=np.ndarray.tolist)
-
-    @classmethod
-    def from_json(cls, text: str, detector: Detector) -> "Reconstruction":
-        """Reads what `to_json` wrote; the constants are those of the same detector."""
-        read: dict[str, Any] = json.loads(text)
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in read["params"].items()
-        }
-        place = read["place"] and Centroid(**{k: np.array(v) for k, v in read["place"].items()})
-        light, late = (None if read[k] is None else np.array(read[k]) for k in ("light", "late_ns"))
-        return cls(detector, LxeParameters(**settings), place, light, late)
 
 
 def calibrate(

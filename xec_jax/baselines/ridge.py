@@ -13,17 +13,14 @@ simulated events is 0.1 % larger.
 Source: A. E. Hoerl and R. W. Kennard, Technometrics 12 (1970) 55.
 """
 
-import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from xec_jax.errors import ConfigError, DataError, DiskError
+from xec_jax.errors import ConfigError, DataError
 from xec_jax.geometry import Detector
 from xec_jax.nets.neighbors import nearest_sensors
 
@@ -34,7 +31,6 @@ the relative error of bright sensors gets worse."""
 REGULARIZATION = 3e-4
 _LOWEST = -0.9
 """Noise makes charges negative, down to which fraction of the scale the logarithm is taken."""
-_FORMAT = 1
 _CHUNK_SENSORS = 176
 _CHUNK_SOLVES = 4096
 
@@ -109,63 +105,6 @@ class Ridge:
             right = np.where(on, covariance[:, :-1, -1], 0.0)
             result[part] = np.linalg.solve(matrix, right[:, :, None])[:, :, 0]
         return result
-
-    def save(self, path: str | Path) -> None:
-        """Writes a `.npz` file, complete or not at all.
-
-        Raises:
-            DiskError: The folder cannot be written or the disk is full.
-        """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        arrays = {name: getattr(self, name) for name in _shapes(len(self.mean))}
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, format=_FORMAT, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise DiskError(
-                f"cannot write {path}: {error}", remedy="free space or choose another folder"
-            ) from error
-
-    @classmethod
-    def load(cls, path: str | Path, detector: Detector) -> "Ridge":
-        """Reads what `save` wrote.
-
-        Args:
-            path: The file.
-            detector: The detector that it has to belong to.
-
-        Raises:
-            DataError: No such file, another kind of file, or one of another geometry.
-        """
-        remedy = "fit it again with `fit_ridge`"
-        shapes = _shapes(detector.n_sensors)
-        expected = f"an .npz file of format {_FORMAT} with {', '.join(shapes)}"
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in ("format", *shapes)}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"ridge {path}: {error}", expected=expected, remedy=remedy) from error
-        if arrays.pop("format").tolist() != _FORMAT:
-            raise DataError(f"ridge {path} has another format", expected=expected, remedy=remedy)
-        for name, shape in shapes.items():
-            found = arrays[name].shape
-            if found != shape:
-                raise DataError(
-                    f"ridge {path}: {name} has shape {found}", expected=str(shape), remedy=remedy
-                )
-        if (arrays["neighbors"] != nearest_sensors(detector, N_NEIGHBORS)).any():
-            raise DataError(
-                f"ridge {path} is of another geometry",
-                expected=f"the neighbors of {detector.variant} at the positions in use",
-                remedy=remedy + ", on events of this detector",
-            )
-        numbers = {name: arrays.pop(name).item() for name, shape in shapes.items() if not shape}
-        return cls(**arrays, **numbers)
 
 
 def fit_ridge(
@@ -262,16 +201,3 @@ def _positive(matrices: np.ndarray) -> np.ndarray:
     result = matrices.copy()
     result[is_bad] = (vectors * values[:, None, :]) @ vectors.transpose(0, 2, 1)
     return result
-
-
-def _shapes(n_sensors: int) -> dict[str, tuple[int, ...]]:
-    """What a file holds."""
-    side = N_NEIGHBORS + 1
-    return {
-        "neighbors": (n_sensors, N_NEIGHBORS),
-        "mean": (n_sensors,),
-        "covariance": (n_sensors, side, side),
-        "scale": (),
-        "regularization": (),
-        "n_events": (),
-    }

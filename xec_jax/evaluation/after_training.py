@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def report_run(workdir: Path, config: ConfigDict, stop: Callable[[], bool]) -> None:
-    """Writes `evaluation/` of a run that is complete; what fails there ends no training.
+    """Writes `evaluation/valid/` of a run that is complete; what fails there ends no training.
 
     Args:
         workdir: The run folder.
@@ -45,8 +45,10 @@ def _report(workdir: Path, config: ConfigDict, stop: Callable[[], bool]) -> None
     run = load_run(workdir)
     (task,) = trained.make_tasks([workdir], [run])
     data, sample = config.data, None
+    files: list[Path] = []
     if data.source == "root":
-        first = resolve_paths(data.valid)[0]
+        files = resolve_paths(data.valid)
+        first = files[0]
         more = base.branches_of(task.name)
         wanted, is_simulated = trained.wanted_branches(task, data.tree_name, first, more)
         sample = sample_parameters(first)
@@ -61,6 +63,7 @@ def _report(workdir: Path, config: ConfigDict, stop: Callable[[], bool]) -> None
         is_simulated=is_simulated,
         sample=sample,
         tree_name=data.tree_name,
+        files=tuple(files),
         options=Options(opponents=config.eval.opponents),
         stop=stop,
     )
@@ -70,7 +73,7 @@ def _report(workdir: Path, config: ConfigDict, stop: Callable[[], bool]) -> None
     }
     source = open_source(data, data.valid, wanted=wanted)
     try:
-        folder = workdir / "evaluation"
+        folder = workdir / "evaluation" / "valid"
         print(f"evaluating step {run.step} on {len(source):,} events: {folder}", flush=True)
         outcome.evaluate(setting, source, folder, workdir=workdir, facts=facts)
     finally:

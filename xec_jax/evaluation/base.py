@@ -43,7 +43,7 @@ class Options:
         has_figures: Whether figures are drawn.
     """
 
-    batch_size: int = 64
+    batch_size: int = 128
     csv: bool = False
     max_events: int = 1000
     max_rows: int = 20_000_000
@@ -72,6 +72,7 @@ class Setting:
         is_simulated: Whether the events have a truth.
         sample: The simulated detector they are from; None where it is not known.
         tree_name: Tree in the files.
+        files: The files, none for caches.
         options: What the user chose.
         stop: Polled between batches; True ends the evaluation.
     """
@@ -83,6 +84,7 @@ class Setting:
     is_simulated: bool
     sample: LxeParameters | None
     tree_name: str
+    files: tuple[Path, ...]
     options: Options
     stop: Callable[[], bool] = lambda: False
 
@@ -178,24 +180,25 @@ class Evaluation:
 
         Args:
             metrics: Of all events.
-            used: bool (n,), the events to look at; all of them if not given.
+            used: bool (n,), the events to look at; all of them if not given. Only for those that
+                pass `check_bins`.
+        """
+        return {"loss": (metrics["loss"], float("nan"))}
+
+    def check_bins(self, name: str) -> None:
+        """Refuses scans in bins of the truth, before anything is computed.
 
         Raises:
-            ConfigError: Single events cannot be chosen.
+            ConfigError: Single events are not kept.
         """
-        if used is not None:
-            raise ConfigError(
-                f"task {self.setting.task.name} keeps no single events",
-                expected="--scan dead, gain, noise, jitter or pileup",
-            )
-        return {"loss": (metrics["loss"], float("nan"))}
+        raise ConfigError(
+            f"--scan {name}: task {self.setting.task.name} keeps no single events",
+            expected="--scan dead, gain, noise, offset, jitter or pileup",
+        )
 
     def place(self, name: str) -> np.ndarray:
         """Returns the truth (n,) of all events that a scan cuts into bins, by its name."""
-        raise ConfigError(
-            f"task {self.setting.task.name} knows no {name} of its events",
-            expected="--scan dead, gain, noise, jitter or pileup",
-        )
+        raise NotImplementedError
 
     def tables(self) -> list[Table]:
         """Returns comparisons, once all events were added."""

@@ -22,8 +22,9 @@ def calibration_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields `Options.calibrate_events` events, batch by batch, without padding.
 
-    They are those of `Options.calibrate`, or of the training. If there are none, nothing comes,
-    and a warning says why: classical methods with constants are then left out.
+    They are those of `Options.calibrate`, or of the training. If there are none, or they are among
+    those to be evaluated, nothing comes, and a warning says why: classical methods with constants
+    are then left out.
 
     Args:
         setting: Who asks.
@@ -33,11 +34,13 @@ def calibration_batches(
     path = options.calibrate or config.data.train
     if options.calibrate_events == 0 or path is None:
         return
-    data = data_to_read(setting.run, setting.tree_name)
+    data = data_to_read(setting.run, setting.tree_name, has_cut=True)
     try:
         if not options.calibrate and config.data.source != "root":
             raise FileNotFoundError("the training read a cache")
         files = resolve_paths(path)
+        if shared := {f.resolve() for f in files} & {f.resolve() for f in setting.files}:
+            raise FileNotFoundError(f"{min(shared).name} is to be evaluated itself")
         wanted, _ = wanted_branches(setting.task, setting.tree_name, Path(files[0]), branches)
         source = open_source(data, files, wanted=wanted)
     except (XecError, OSError) as error:

@@ -11,7 +11,7 @@ from xec_jax.baselines.ridge import Ridge, fit_ridge
 from xec_jax.baselines.solid_angle import solid_angle_average
 from xec_jax.evaluation.base import Arrays, Setting
 from xec_jax.evaluation.calibration import calibration_batches
-from xec_jax.geometry import FACES, INVALID_ABOVE, make_detector
+from xec_jax.geometry import INVALID_ABOVE, make_detector
 from xec_jax.sim.counting import counting_limit
 
 NETWORK = "network"
@@ -48,15 +48,16 @@ class Fillers:
     """Names in branches."""
 
     LIMIT_NOTE = (
-        "counting limit: photon statistics, single-photoelectron charges and noise of the sensor "
-        "itself, for measured photons in the place of expected ones; nobody who does not see the "
-        "sensor can do better"
+        "counting limit: what photon statistics, charges of single photoelectrons and noise of the "
+        "sensor leave to those who do not see it, for measured photons in the place of expected "
+        "ones, and so right to a few percent"
     )
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.detector = make_detector()  # where sensors are, whatever map the network is shown
-        self.is_on = setting.options.opponents > 0
+        branch = setting.run.config.data.npho_branch
+        self.is_on = setting.options.opponents > 0 and "relative" not in branch
         self.ridge: Ridge | None = self._fitted() if self.is_on else None
 
     def _fitted(self) -> Ridge | None:
@@ -99,7 +100,7 @@ class Fillers:
 
     def limit(self, host: Arrays, row: np.ndarray, sensor: np.ndarray) -> dict[str, np.ndarray]:
         """The least mean error (n,) of sensors in photons; nothing if the detector is not known."""
-        if self.setting.sample is None:
+        if self.setting.sample is None or not self.is_on:
             return {}
         limit = counting_limit(host["npho"], self.setting.sample).mean_absolute
         return {"limit": limit[row, sensor].astype(np.float32)}
@@ -107,16 +108,6 @@ class Fillers:
     def methods(self, arrays: Arrays) -> list[str]:
         """Returns the methods that columns are there for, the network first."""
         return [name for name in (NETWORK, *METHODS) if name in arrays]
-
-    def limits_by_face(self, arrays: Arrays) -> dict[str, float]:
-        """Returns the mean of the limit on each face."""
-        if "limit" not in arrays:
-            return {}
-        known = np.isfinite(arrays["truth"])
-        on = {name: known & (arrays["face"] == code) for code, name in enumerate(FACES)}
-        return {
-            n: float(arrays["limit"][m].mean(dtype=np.float64)) for n, m in on.items() if m.any()
-        }
 
 
 def _is_live(npho: np.ndarray) -> np.ndarray:

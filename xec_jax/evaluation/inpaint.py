@@ -17,24 +17,20 @@ from xec_jax.evaluation.hiding import chooser
 from xec_jax.evaluation.mae import DRAWN, add_errors, channel_sums, examples
 from xec_jax.evaluation.sensor_rows import chosen, event_rows, hidden_rows, identifiers
 from xec_jax.evaluation.sensor_sums import PhotonSums
-from xec_jax.geometry import FACES, INVALID_ABOVE, design_positions
-from xec_jax.metrics import by_face, sensor_metrics
+from xec_jax.evaluation.sensor_tables import (
+    bins_table,
+    details_table,
+    faces_table,
+    methods_table,
+)
+from xec_jax.geometry import INVALID_ABOVE, design_positions
+from xec_jax.metrics import BRIGHT_PHOTONS, percentile68
 from xec_jax.tasks.calorimeter import detector_of, transform_of
 from xec_jax.tasks.hidden import CHOSEN
 
 TREE, COMPARISON = "tree", "predictions"
-LARGEST_SHARE = 0.1
-"""Of sensors that are announced as hidden where the config says no share."""
-ERRORS = {
-    "mae_photons": "MAE [photons]",
-    "bright_mae_photons": "MAE, bright",
-    "bright_rms_photons": "RMS, bright",
-    "bright_bias_photons": "bias, bright",
-    "rel_mae": "rel. MAE",
-    "rel_rms": "rel. RMS",
-    "rel_res_68pct": "rel., 68 %",
-    "failed": "failed",
-}
+SENSORS_DRAWN = 400_000
+"""Hidden sensors whose errors are drawn, and of whom percentiles by brightness are."""
 
 
 class InpaintEvaluation(Evaluation):
@@ -46,6 +42,7 @@ class InpaintEvaluation(Evaluation):
         super().__init__(setting)
         config, options = setting.run.config, setting.options
         self.detector, self.transform = detector_of(config), transform_of(config)
+        self.fill = config.model.fill_npho
         self.choose = chooser(options, design_positions())
         self.stem = f"inpainter_predictions_epoch_{setting.epoch}"
         kind = "mc" if setting.is_simulated else "real"
@@ -67,7 +64,7 @@ class InpaintEvaluation(Evaluation):
             ratio = self.setting.run.config.model.mask_ratio
             each = int(n * (ratio if isinstance(ratio, float) else max(dict(ratio).values())))
         else:
-            each = {"front": 4}.get(options.hide, n)
+            each = {"front": 1}.get(options.hide, n)
         most = min(events * each, options.max_rows)
         return {stem: (most, False) for stem in self.trees}
 
@@ -101,7 +98,9 @@ class InpaintEvaluation(Evaluation):
         for k in range(min(len(host["weight"]), DRAWN - len(self.examples))):
             one = slice(k, k + 1)
             event = {name: values[one] for name, values in host.items()}
-            table = event_rows(event, {n: v[one] for n, v in found.items()}, self.transform)
+            table = event_rows(
+                event, {n: v[one] for n, v in found.items()}, self.transform, self.fill
+            )
             self.examples.append({name: values[0] for name, values in table.items()})
         return {
             self.stem: hidden_rows(host, picked, self.detector.sensor_face),
@@ -139,7 +138,8 @@ class InpaintEvaluation(Evaluation):
             error = "error" if name == NETWORK else f"error_{self.fillers.SHORT[name]}"
             table[f"{word}_npho"] = values.astype(np.float32)
             table[f"{error}_npho"] = (values - truth).astype(np.float32)
-        table["dead_pattern_run"] = np.full(len(row), -1 if run is None else run, np.int64)
+        pattern = ids["run"][row] if is_dead and run is None else np.full(len(row), run or -1)
+        table["dead_pattern_run"] = pattern.astype(np.int64)
         return table
 
     def metrics(self) -> dict[str, float]:
@@ -152,13 +152,13 @@ class InpaintEvaluation(Evaluation):
             found |= of_method.metrics()
         for name in self.fillers.methods(arrays):
             ending = "" if name == NETWORK else f"_{name}"
-            errors = sensor_metrics(arrays[name], arrays["truth"])
-            found[f"rel_res_68pct{ending}"] = errors["rel_res_68pct"]
+            bright = arrays["truth"] >= BRIGHT_PHOTONS  # and known
+            share = arrays[name][bright] / arrays["truth"][bright] - 1
+            found[f"rel_res_68pct{ending}"] = percentile68(share[np.isfinite(share)])
         return found
 
     def headline(self, metrics: Mapping[str, float], used: np.ndarray | None = None) -> Headline:
         """Returns the errors of hidden sensors."""
-        super().headline(metrics, used)
         names = {"mae_photons": "photons", "rel_mae": "", "r2_npho": "", "mae_time_ns": "ns"}
         return {
             f"{name} [{unit}]" if unit else name: (metrics[name], float("nan"))
@@ -167,45 +167,32 @@ class InpaintEvaluation(Evaluation):
         }
 
     def tables(self) -> list[Table]:
-        """Returns the errors of all methods, together and by face."""
+        """Returns the errors of all methods: together, by face, and by brightness."""
         arrays = self.columns.arrays()
-        truth, face = arrays["truth"], arrays["face"]
-        if not np.isfinite(truth).any():
+        if not np.isfinite(arrays["truth"]).any():
             return []
-        labels = self.fillers.LABELS
-        methods = self.fillers.methods(arrays)
-        errors = {name: sensor_metrics(arrays[name], truth) for name in methods}
-        rows: list[list[str | float]] = [
-            [labels[n], *(found[key] for key in ERRORS)] for n, found in errors.items()
+        methods, labels = self.fillers.methods(arrays), self.fillers.LABELS
+        columns = {labels[name]: arrays[name] for name in methods}
+        truth, face = arrays["truth"], arrays["face"]
+        limit = arrays.get("limit")
+        note = "no limit: the detector is not known" if limit is None else self.fillers.LIMIT_NOTE
+        return [
+            methods_table(columns, truth),
+            faces_table(columns, truth, face, limit, note),
+            details_table(columns, truth, face),
+            bins_table(columns, truth),
         ]
-        n_bright = f"{errors[NETWORK]['n_bright']:,.0f}"
-        note = f"{np.isfinite(truth).sum():,} hidden sensors, {n_bright} with 100 photons or more"
-        tables = [Table("methods", "All methods", ("method", *ERRORS.values()), rows, note)]
-        faces = {name: by_face(arrays[name], truth, face) for name in methods}
-        limits = self.fillers.limits_by_face(arrays)
-        rows = []
-        for code, name in enumerate(FACES):
-            if not (face == code).any():
-                continue
-            cells = [faces[m].get(name, {}).get("mae_photons", float("nan")) for m in methods]
-            n = int((np.isfinite(truth) & (face == code)).sum())
-            best = min((cell for cell in cells[1:] if np.isfinite(cell)), default=float("nan"))
-            limit = limits.get(name, float("nan"))
-            rows.append([name, n, *cells, limit, cells[0] / best, cells[0] / limit])
-        columns = ("face", "sensors", *(labels[m] for m in methods))
-        columns = (*columns, "counting limit", "network / best other", "network / limit")
-        note = self.fillers.LIMIT_NOTE if limits else "no limit: the detector is not known"
-        tables.append(Table("faces", "Mean absolute error by face [photons]", columns, rows, note))
-        return tables
 
     def drawings(self) -> Iterator[Drawing]:
         """Yields comparisons of the methods, and some events."""
         from xec_jax.plots.inpainting import CAPTIONS, inpainting_pages
 
         arrays = self.columns.arrays()
-        known = np.isfinite(arrays["truth"])
+        known = np.flatnonzero(np.isfinite(arrays["truth"]))
+        if len(known) > SENSORS_DRAWN:  # evenly over the events; the numbers are those of all
+            known = known[np.linspace(0, len(known) - 1, SENSORS_DRAWN).astype(int)]
         methods = {n: arrays[n][known] for n in self.fillers.methods(arrays)}
-        if known.any():
+        if len(known):
             for page in inpainting_pages(arrays["truth"][known], methods, arrays["face"][known]):
                 yield Drawing(*page, CAPTIONS.get(page[0], ""))
         yield from examples(self.detector, self.transform, self.examples)

@@ -26,6 +26,7 @@ class MaeEvaluation(Evaluation):
         super().__init__(setting)
         config = setting.run.config
         self.detector, self.transform = detector_of(config), transform_of(config)
+        self.fill = config.model.fill_npho
         self.stem = f"mae_predictions_epoch_{setting.epoch}"
         self.trees = {self.stem: TREE}
         self.errors, self.photons = channel_sums(self.transform), PhotonSums()
@@ -56,7 +57,7 @@ class MaeEvaluation(Evaluation):
         n = min(len(host["weight"]), self.setting.options.max_events - self.n_written)
         self.n_written += n
         some = {name: values[:n] for name, values in host.items()}
-        table = event_rows(some, {k: v[:n] for k, v in found.items()}, self.transform)
+        table = event_rows(some, {k: v[:n] for k, v in found.items()}, self.transform, self.fill)
         for k in range(min(n, DRAWN - len(self.examples))):
             self.examples.append({name: values[k] for name, values in table.items()})
         return {self.stem: table}
@@ -70,7 +71,6 @@ class MaeEvaluation(Evaluation):
 
     def headline(self, metrics: Mapping[str, float], used: np.ndarray | None = None) -> Headline:
         """Returns the errors of hidden sensors."""
-        super().headline(metrics, used)
         names = {"mae_photons": "photons", "rel_mae": "", "r2_npho": "", "mae_time_ns": "ns"}
         return {
             f"{name} [{unit}]" if unit else name: (metrics[name], float("nan"))

@@ -1,18 +1,25 @@
 """The network beside classical reconstruction and physical limits, on the same events."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import numpy as np
 
 from xec_jax.baselines.likelihood_fit import calibrate_fit, fit_events
 from xec_jax.baselines.reconstruction import calibrate
 from xec_jax.baselines.vertex_direction import vertex_direction
+from xec_jax.errors import XecError
 from xec_jax.evaluation.base import Arrays, Columns, Drawing, Setting, Table
 from xec_jax.evaluation.calibration import calibration_batches
-from xec_jax.evaluation.text import with_error
 from xec_jax.geometry import INVALID_ABOVE, design_positions, make_detector
 from xec_jax.metrics import opening_angle_deg, percentile68, percentile68_error
+from xec_jax.plots.panels import with_error
 from xec_jax.sim.limits import TRUTH, event_limits, metrics_at_limit
+
+log = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 BRANCHES = (*TRUTH, "time_min_used", "emiAng")
 NETWORK, SIMPLE, FIT = "network", "classical", "likelihood fit"
@@ -66,14 +73,23 @@ class Opponents:
     def __init__(self, setting: Setting) -> None:
         self.setting, self.kept, self.n = setting, Columns(), 0
         self._results: dict[str, dict[str, tuple[float, float]]] | None = None
+        self._has_warned = False
 
     def add(self, host: Arrays) -> None:
         """Keeps what is needed of a batch."""
         n = min(self.setting.options.opponents - self.n, len(host["weight"]))
-        if n > 0 and self.setting.is_simulated:
+        if n > 0 and self.setting.is_simulated and self._has_photons():
             names = ("npho", "time", *BRANCHES)
             self.kept.add({name: _flat(host[name][:n]) for name in names if name in host})
             self.n += n
+
+    def _has_photons(self) -> bool:
+        """Says, once, that shares of the brightest sensor are no photons."""
+        branch = self.setting.run.config.data.npho_branch
+        if "relative" in branch and not self._has_warned:
+            log.warning("no classical methods and limits: %s holds no photons", branch)
+            self._has_warned = True
+        return "relative" not in branch
 
     def results(self, arrays: Arrays) -> dict[str, dict[str, tuple[float, float]]]:
         """Returns resolution and error by metric and method, computed once.
@@ -89,18 +105,20 @@ class Opponents:
         truth = {
             name: arrays[f"true_{name}"][: self.n] for name in CLASSICAL if f"true_{name}" in arrays
         }
+        if not truth:
+            return {}
         estimates = {NETWORK: {name: arrays[f"pred_{name}"][: self.n] for name in truth}}
         if "angle" in truth:
             truth[AIMED] = truth["angle"]
         events = self.kept.arrays()
-        estimates |= self._classical(events)
+        estimates |= _tried(self._classical, events)
         found: dict[str, dict[str, tuple[float, float]]] = {name: {} for name in NAMES}
         for method, values in estimates.items():
             for quantity, estimate in values.items():
                 if quantity in truth:
                     for name, error in errors(quantity, estimate, truth[quantity]).items():
                         found[name][method] = percentile68(error), percentile68_error(error)
-        for method, limits in self._limits(events).items():
+        for method, limits in _tried(self._limits, events).items():
             for name, limit in limits.items():
                 if name in found:
                     found[name][method] = limit, float("nan")
@@ -138,11 +156,16 @@ class Opponents:
         return found
 
     def _as_seen(self, events: Arrays) -> dict[str, np.ndarray]:
-        """Leaves out what the network does not see: the vertex, and times without their zero."""
+        """Leaves out what the network does not see: the vertex, and times without their zero.
+
+        Absolute times have no zero: the one of the files is that of other branches.
+        """
         is_relative = "relative" in str(self.setting.run.config.data.time_branch)
-        is_lost = {"xyzVTX"} | (
-            {"time"} if is_relative and "time_min_used" not in events else set()
-        )
+        is_lost = {"xyzVTX"}
+        if not is_relative:
+            is_lost.add("time_min_used")
+        elif "time_min_used" not in events:
+            is_lost.add("time")
         return {name: values for name, values in events.items() if name not in is_lost}
 
     def _limits(self, events: Arrays) -> dict[str, dict[str, float]]:
@@ -151,11 +174,14 @@ class Opponents:
             return {}
         live = events["npho"] < INVALID_ABOVE
         truth = {name: events[name] for name in TRUTH}
-        found = {BOUND: metrics_at_limit(event_limits(truth, sample, live))}
+        points = event_limits(truth, sample, live)
+        bound = metrics_at_limit(points)
         some = {name: values[:SHOWER_EVENTS] for name, values in truth.items()}
-        limits = event_limits(some, sample, live[:SHOWER_EVENTS], showers=True)
-        found[LINEAR] = metrics_at_limit(limits)
-        return found
+        linear = metrics_at_limit(event_limits(some, sample, live[:SHOWER_EVENTS], showers=True))
+        # Few events are other events: the bound, known for both, takes off most of what differs.
+        few = metrics_at_limit({name: values[:SHOWER_EVENTS] for name, values in points.items()})
+        linear = {name: value * bound[name] / few[name] for name, value in linear.items()}
+        return {BOUND: bound, LINEAR: linear}
 
     def tables(self, arrays: Arrays) -> list[Table]:
         """Returns the comparison: resolutions of all methods, and ratios to the network's."""
@@ -175,7 +201,8 @@ class Opponents:
         note = (
             f"68 % of the first {self.n:,} events have smaller errors. Classical: light sum, "
             "centroid, earliest time, direction from the center of the target. Bound: point-like "
-            f"showers. Best linear: showers of unknown form, {SHOWER_EVENTS} events."
+            f"showers. Best linear: showers of unknown form, {SHOWER_EVENTS} events, scaled to all "
+            "of them by the bound."
         )
         columns = ("quantity", "unit", *methods, *RATIOS)
         return [Table("opponents", "Network, classical methods, limits", columns, rows, note)]
@@ -198,6 +225,18 @@ class Opponents:
                 for method, pair in found.items()
             }
             yield Drawing("limits", limits_figure(table, BOUND), data)
+
+
+def _tried(compute: Callable[[Arrays], dict[str, Found]], events: Arrays) -> dict[str, Found]:
+    """Computes opponents; where that cannot be, the network stands alone, and a warning says why.
+
+    What it was trained for is known by then, and is not to be lost.
+    """
+    try:
+        return compute(events)
+    except XecError as error:
+        log.warning("left out of the comparison: %s", error)
+        return {}
 
 
 RATIOS = ("network / best classical", "network / best linear", "network / bound")

@@ -30,7 +30,7 @@ FORMATS = ("png", "pdf")
 
 def evaluate(
     setting: Setting, source: Source, folder: Path, *, workdir: Path, facts: Mapping[str, Any]
-) -> dict[str, float]:
+) -> list[Table]:
     """Writes everything that is known about a run on some events into a folder.
 
     `metrics.json` and `metrics.txt`, the files of the experiment, `figures/` (PDF, PNG, and the
@@ -44,7 +44,7 @@ def evaluate(
         facts: What else the report says about the events.
 
     Returns:
-        The metrics.
+        The comparisons.
 
     Raises:
         DataError: Events that cannot be evaluated so.
@@ -65,6 +65,7 @@ def evaluate(
         "events/s": f"{len(source) / seconds:.0f}, compilation included",
         **facts,
     }
+    _write_metrics(folder, facts, metrics, [])  # what comes now may fail, and takes its time
     tables = evaluation.tables()
     if setting.options.csv:
         for stem, columns in evaluation.texts():
@@ -77,7 +78,7 @@ def evaluate(
         report.Report(
             title=f"Evaluation of {setting.name}",
             facts=facts,
-            tables=tables,
+            tables=[t._replace(rows=[list(map(_plain, row)) for row in t.rows]) for t in tables],
             metrics=metrics,
             figures=pictures,
             config=setting.run.config.to_dict(),
@@ -85,7 +86,7 @@ def evaluate(
             files={path.name: "" for path in sorted(folder.glob("*.root"))},
         ),
     )
-    return metrics
+    return tables
 
 
 def _pictures(

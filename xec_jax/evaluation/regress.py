@@ -41,6 +41,10 @@ SHORT = {
 
 PLACES = {"energy_truth": "energyTruth", "xyz_truth": "xyzTruth", "xyz_vtx": "xyzVTX"}
 SALIENCY_EVENTS = 256
+SALIENCY = (
+    "how strongly outputs depend on normalized photons and times: mean size of the derivative over "
+    f"the first {SALIENCY_EVENTS} events and the sensors of a face"
+)
 
 
 class RegressEvaluation(Evaluation):
@@ -54,7 +58,7 @@ class RegressEvaluation(Evaluation):
         self.trees = {self.stem: TREE}
         self.columns, self.worst = Columns(), WorstEvents()
         self.opponents = Opponents(setting)
-        self.saliency: dict[str, np.ndarray] = {}
+        self.looked, self.n_looked = Columns(), 0
 
     def expected_rows(self, events: int) -> Mapping[str, tuple[int, bool]]:
         """One row per event."""
@@ -67,13 +71,15 @@ class RegressEvaluation(Evaluation):
         truth = task.truth(host) if self.setting.is_simulated else {}
         kept = {name: values for name, values in found.items() if name != "loss"}
         kept |= truth | {"loss": found["loss"]} | _where(host)
-        if "time_min_used" in host:
+        if "time_min_used" in host and "time_min_used" in (task.inputs or ()):
             kept["zero_ns"] = 1e9 * known(host["time_min_used"])
         self.columns.add({k: v for k, v in kept.items() if not k.endswith("_probability")})
         if truth:
             self.worst.add(host, found, truth)
-        if options.has_figures and not self.saliency:
-            self.saliency = saliency(self.setting, host)
+        if options.has_figures and self.n_looked < SALIENCY_EVENTS:
+            names = [name for name in task.spec if name in host]
+            self.looked.add({name: host[name] for name in names})
+            self.n_looked += len(host["weight"])
         self.opponents.add(host)
         return {self.stem: rows(host, found, truth)}
 
@@ -103,9 +109,10 @@ class RegressEvaluation(Evaluation):
             return 1e3 * arrays["energy_gev"]
         if name in "uvw":
             return arrays["uvw"][:, "uvw".index(name)]
-        if "true_angle" not in arrays:
-            return np.full(len(arrays["uvw"]), np.nan)
-        return arrays["true_angle"][:, ("theta", "phi").index(name)]
+        return arrays["direction"][:, ("theta", "phi").index(name)]
+
+    def check_bins(self, name: str) -> None:
+        """Accepts all: predictions and truth of single events are kept."""
 
     def tables(self) -> list[Table]:
         """Returns the comparison with classical methods and bounds."""
@@ -144,10 +151,11 @@ class RegressEvaluation(Evaluation):
     def _looks(self) -> Iterator[Drawing]:
         from xec_jax.plots.saliency import face_weights_figure, saliency_figure
 
-        if self.saliency:
-            units = {name: unit_of(f"{name}_bias") for name in self.saliency}
-            figure = saliency_figure(self.saliency, units)
-            yield Drawing("saliency_profile", figure, self.saliency)
+        scores = saliency(self.setting, self.looked.arrays()) if self.n_looked else {}
+        if scores:
+            units = {name: unit_of(f"{name}_bias") for name in scores}
+            figure = saliency_figure(scores, units)
+            yield Drawing("saliency_profile", figure, scores, SALIENCY)
         shares = face_weights(self.setting)
         if shares:
             faces = [face.name for face in detector_of(self.setting.run.config).faces]
@@ -164,9 +172,13 @@ def known(values: np.ndarray) -> np.ndarray:
 
 
 def _where(host: Arrays) -> dict[str, np.ndarray]:
-    """True energy (n,) in GeV and position (n, 3) in cm, NaN where they are not known."""
+    """True energy (n,) in GeV, position (n, 3) in cm and direction (n, 2) in degrees, or NaN."""
     n = len(host["weight"])
-    shapes = {"energy_gev": ("energyTruth", (n,)), "uvw": ("uvwTruth", (n, 3))}
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+        "energy_gev": ("energyTruth", (n,)),
+        "uvw": ("uvwTruth", (n, 3)),
+        "direction": ("emiAng", (n, 2)),
+    }
     return {
         name: known(host[branch]).reshape(shape)
         if branch in host
@@ -267,10 +279,10 @@ def face_weights(setting: Setting) -> dict[str, np.ndarray]:
     Returns:
         Per head (t,), in the order of the detector's faces.
     """
-    n_tokens = len(detector_of(setting.run.config).faces)
+    n_tokens, frozen = len(detector_of(setting.run.config).faces), setting.task.frozen
     shares = {}
     for name, parts in setting.run.params.items():
-        if name.startswith("head_") and "stem" in parts:
+        if name.startswith("head_") and "stem" in parts and f"^{name}/" not in frozen:
             kernel = np.asarray(parts["stem"]["kernel"], np.float64)
             norms = np.linalg.norm(kernel.reshape(n_tokens, -1), axis=1)
             shares[name.removeprefix("head_")] = norms / norms.sum()

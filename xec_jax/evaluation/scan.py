@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from xec_jax.config import write_text
-from xec_jax.data.mismatch import DeadShare, GainSpread, NoisePhotons, TimeJitter
+from xec_jax.data.mismatch import DeadShare, GainSpread, NoisePhotons, TimeJitter, TimeOffsets
 from xec_jax.data.open import open_source
 from xec_jax.data.root.writer import disk_errors
 from xec_jax.data.source import Source
@@ -23,7 +23,8 @@ from xec_jax.errors import ConfigError
 from xec_jax.evaluation import base
 from xec_jax.evaluation.base import Headline, Setting, Table
 from xec_jax.evaluation.engine import InspectStep, make_step, stream
-from xec_jax.evaluation.text import to_text, with_error
+from xec_jax.evaluation.text import to_text
+from xec_jax.plots.panels import with_error
 from xec_jax.simulate import cached_sample
 from xec_jax.trained import data_to_read
 
@@ -31,12 +32,15 @@ SPOILED: dict[str, tuple[Callable[[Source, float], Source], str, str, tuple[floa
     "dead": (DeadShare, "share of dead channels", "", (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)),
     "gain": (GainSpread, "spread of gains", "", (0.0, 0.01, 0.03, 0.1, 0.3)),
     "noise": (NoisePhotons, "noise per sensor", "photons", (0.0, 3.0, 10.0, 30.0, 100.0)),
+    "offset": (TimeOffsets, "offset of each sensor", "s", (0.0, 1e-10, 3e-10, 1e-9, 3e-9)),
     "jitter": (TimeJitter, "jitter per sensor", "s", (0.0, 1e-10, 3e-10, 1e-9, 3e-9)),
 }
 """What spoils the events, in words, its unit, and how much of it by default."""
 
 PILEUP_HZ = (0.0, 3e5, 1e6, 3e6, 1e7)
 PILEUP_SEED = 77
+MOST_SIMULATED = 4000
+"""Events per rate at most: they are simulated and kept in the cache, 70 kB each."""
 BINS = {"energy": "MeV", "u": "cm", "v": "cm", "w": "cm", "theta": "deg", "phi": "deg"}
 N_BINS = 10
 
@@ -66,7 +70,8 @@ def scan(
         steps = _binned(setting, source, name, values)
     elif name == "pileup":
         label, unit = "pile-up rate", "Hz"
-        steps = _pileup(setting, len(source), PILEUP_HZ if values is None else values)
+        n = min(len(source), MOST_SIMULATED)
+        steps = _pileup(setting, n, PILEUP_HZ if values is None else values)
     else:
         spoil, label, unit, usual = SPOILED[name]
         found, step = usual if values is None else values, make_step(setting.task)
@@ -98,6 +103,7 @@ def _pileup(setting: Setting, events: int, rates: Sequence[float]) -> list[Step]
         for field in dataclasses.fields(setting.sample)
     }
     steps, step = [], make_step(setting.task)
+    print(f"{events:,} events are simulated for each of {len(rates)} rates", flush=True)
     for rate in rates:
         changed = parameters | {"pileup_rate_hz": float(rate)}
         sample = cached_sample("lxe", events, seed=PILEUP_SEED, parameters=changed)
@@ -117,7 +123,10 @@ def _binned(
     setting: Setting, source: Source, name: str, edges: Sequence[float] | None
 ) -> list[Step]:
     """Evaluates once, and looks at the events of each bin of the truth."""
+    if edges is not None and len(edges) < 2:
+        raise ConfigError(f"--scan {name} with one edge", expected="two edges of bins or more")
     evaluation = base.make(setting)
+    evaluation.check_bins(name)
     stream(setting, evaluation, source, None)
     truth = evaluation.place(name)
     known = truth[np.isfinite(truth)]
@@ -140,6 +149,11 @@ def _write(
     from xec_jax.plots.style import save
 
     names = list(dict.fromkeys(metric for _, _, found in steps for metric in found))
+    if not names:
+        raise ConfigError(
+            f"--scan {name}: nothing to compare, no truth of what the run predicts is known",
+            expected="simulated events, and a run with angle, energy, timing or uvwFI",
+        )
     missing = (math.nan, math.nan)
     curves = {}
     for metric in names:

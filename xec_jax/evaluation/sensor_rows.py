@@ -42,8 +42,12 @@ def chosen(found: Arrays, on: np.ndarray) -> dict[str, np.ndarray]:
     return {"row": row, "sensor": sensor, "truth": truth, "predicted": predicted, "timed": timed}
 
 
-def event_rows(host: Arrays, found: Arrays, transform: SensorTransform) -> dict[str, np.ndarray]:
+def event_rows(
+    host: Arrays, found: Arrays, transform: SensorTransform, fill_npho: float | None = None
+) -> dict[str, np.ndarray]:
     """Rows of the autoencoder's tree: all sensors of an event, normalized.
+
+    `fill_npho` is what the network is shown in place of hidden counts, if not the sentinel.
 
     Branches `event_id` int32 (place in the files), `run_number`, `event_number` int64; float32
     [4760] `truth_npho`, `truth_time`, `mask` (1 where hidden), `masked_npho`, `masked_time` (what
@@ -58,7 +62,8 @@ def event_rows(host: Arrays, found: Arrays, transform: SensorTransform) -> dict[
         "event_number": ids["event"],
         "mask": found["hidden"].astype(np.float32),
     }
-    sentinels = (transform.sentinel_npho, transform.sentinel_time)
+    npho = transform.sentinel_npho if fill_npho is None else fill_npho
+    sentinels = (npho, transform.sentinel_time)
     for i, (channel, sentinel) in enumerate(zip(("npho", "time"), sentinels, strict=True)):
         truth = found["x"][..., i].astype(np.float32)
         table[f"truth_{channel}"] = truth

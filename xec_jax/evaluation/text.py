@@ -1,6 +1,5 @@
 """Results as text: columns for those who do not read ROOT, tables for a terminal."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,12 +31,6 @@ def to_text(table: Table) -> str:
         for line in lines
     )
     return f"{table.title}\n{text}\n" + (f"{table.note}\n" if table.note else "")
-
-
-def with_error(value: float, error: float) -> str:
-    """Returns `12.3 ± 0.4`: as many digits as the error has meaning, which is one."""
-    digits = max(0, -math.floor(math.log10(error))) if error > 0 else 3
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def _number(value: float) -> str:

@@ -190,7 +190,7 @@ def evaluate(config: "ConfigDict", workdir: Path, stop: "StopFlag", *, is_new: b
     if distributed.count() > 1:
         # The others would wait for the first one longer than the cluster has patience.
         distributed.tell(f"to evaluate: python -m xec_jax.evaluate --run {workdir} --input ...")
-    elif is_new or not (workdir / "evaluation" / "metrics.json").exists():
+    elif is_new or not (workdir / "evaluation" / "valid" / "report.html").exists():
         report_run(workdir, config, lambda: bool(stop))
 
 
