@@ -20,7 +20,7 @@ def write_csv(path: Path, columns: Mapping[str, np.ndarray]) -> None:
 
 
 def to_text(table: Table) -> str:
-    """Returns a table in columns of equal width, numbers with four digits."""
+    """Returns a table in columns of equal width, numbers with four digits, whole ones in full."""
     cells = [
         [cell if isinstance(cell, str) else _number(cell) for cell in row] for row in table.rows
     ]
@@ -34,4 +34,6 @@ def to_text(table: Table) -> str:
 
 
 def _number(value: float) -> str:
-    return "-" if value != value else f"{value:.4g}"
+    if value != value:
+        return "-"
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
