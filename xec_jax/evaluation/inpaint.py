@@ -14,7 +14,7 @@ import numpy as np
 from xec_jax.evaluation.base import Arrays, Columns, Drawing, Evaluation, Headline, Setting, Table
 from xec_jax.evaluation.fillers import NETWORK, Fillers
 from xec_jax.evaluation.hiding import chooser
-from xec_jax.evaluation.mae import DRAWN, add_errors, channel_sums, examples
+from xec_jax.evaluation.mae import DRAWN, add_errors, channel_sums, examples, sensor_headline
 from xec_jax.evaluation.sensor_rows import chosen, event_rows, hidden_rows, identifiers
 from xec_jax.evaluation.sensor_sums import PhotonSums
 from xec_jax.evaluation.sensor_tables import (
@@ -159,12 +159,7 @@ class InpaintEvaluation(Evaluation):
 
     def headline(self, metrics: Mapping[str, float], used: np.ndarray | None = None) -> Headline:
         """Returns the errors of hidden sensors."""
-        names = {"mae_photons": "photons", "rel_mae": "", "r2_npho": "", "mae_time_ns": "ns"}
-        return {
-            f"{name} [{unit}]" if unit else name: (metrics[name], float("nan"))
-            for name, unit in names.items()
-            if name in metrics
-        }
+        return sensor_headline(metrics)
 
     def tables(self) -> list[Table]:
         """Returns the errors of all methods: together, by face, and by brightness."""

@@ -71,12 +71,7 @@ class MaeEvaluation(Evaluation):
 
     def headline(self, metrics: Mapping[str, float], used: np.ndarray | None = None) -> Headline:
         """Returns the errors of hidden sensors."""
-        names = {"mae_photons": "photons", "rel_mae": "", "r2_npho": "", "mae_time_ns": "ns"}
-        return {
-            f"{name} [{unit}]" if unit else name: (metrics[name], float("nan"))
-            for name, unit in names.items()
-            if name in metrics
-        }
+        return sensor_headline(metrics)
 
     def drawings(self) -> Iterator[Drawing]:
         """Yields distributions by face and channel, and some events."""
@@ -96,6 +91,16 @@ class MaeEvaluation(Evaluation):
 
 
 EVALUATION = MaeEvaluation
+
+
+def sensor_headline(metrics: Mapping[str, float]) -> Headline:
+    """Returns the errors of hidden sensors that matter most."""
+    names = {"mae_photons": "photons", "rel_mae": "", "r2_npho": "", "mae_time_ns": "ns"}
+    return {
+        f"{name} [{unit}]" if unit else name: (metrics[name], float("nan"))
+        for name, unit in names.items()
+        if name in metrics
+    }
 
 
 def channel_sums(transform: SensorTransform) -> dict[str, ChannelSums]:

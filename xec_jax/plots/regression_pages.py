@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xec_jax.errors import ShapeError
+from xec_jax.metrics import opening_angle_deg, residuals
 from xec_jax.plots.panels import known_places
 from xec_jax.plots.resolution_angle import (
     COMPONENTS,
     angle_dependence_page,
     angle_page,
-    angle_residual,
     cosine_figure,
-    opening_deg,
-    unit_vectors,
     vector_angles,
 )
 from xec_jax.plots.resolution_energy import SIGNAL_MEV, energy_page
@@ -107,10 +105,10 @@ def _direction_pages(
     ending: str,
 ) -> Iterator[Page]:
     is_vector = name == "angleVec"
-    psi = opening_deg(*((true, found) if is_vector else map(unit_vectors, (true, found))))
+    psi = opening_angle_deg(found, true)
     if is_vector:
         true, found = vector_angles(true), vector_angles(found)
-    residual = angle_residual(true, found)
+    residual = residuals("angle", found, true)
     yield f"resolution_angle{ending}", *angle_page(true, residual, psi)
     yield (
         f"resolution_angle_dependence{ending}",

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xec_jax.kinematics import wrap_degrees
 from xec_jax.plots.panels import (
     PLACE_LABELS,
     draw_profiles,
@@ -23,33 +22,10 @@ Drawn = tuple["Figure", dict[str, np.ndarray]]
 COMPONENTS = {"theta": "θ", "phi": "φ"}
 
 
-def angle_residual(truth_deg: np.ndarray, point_deg: np.ndarray) -> np.ndarray:
-    """Returns prediction - truth of (theta, phi), (n, 2) in degrees, phi in (-180, 180]."""
-    residual = np.asarray(point_deg, np.float64) - truth_deg
-    residual[:, 1] = wrap_degrees(residual[:, 1])
-    return residual
-
-
-def unit_vectors(angles_deg: np.ndarray) -> np.ndarray:
-    """Turns (n, 2) degrees into (n, 3), as `kinematics.angles_to_vector` but in float64."""
-    theta, phi = np.deg2rad(np.asarray(angles_deg, np.float64)).T
-    sine = np.sin(theta)
-    return np.stack([-sine * np.cos(phi), sine * np.sin(phi), np.cos(theta)], -1)
-
-
 def vector_angles(vectors: np.ndarray) -> np.ndarray:
     """Turns (n, 3) of any length into (n, 2) degrees, as `kinematics.vector_to_angles`."""
     x, y, z = np.asarray(vectors, np.float64).T
     return np.rad2deg(np.stack([np.arctan2(np.hypot(x, y), z), np.arctan2(y, -x)], -1))
-
-
-def opening_deg(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns the angles between vectors, (n, 3) each, in degrees; exact for tiny angles too.
-
-    psi = atan2(|a x b|, a . b), where arccos would lose half of the digits.
-    """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return np.rad2deg(np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(-1)))
 
 
 def angle_page(truth: np.ndarray, residual: np.ndarray, psi: np.ndarray) -> Drawn:
@@ -57,7 +33,7 @@ def angle_page(truth: np.ndarray, residual: np.ndarray, psi: np.ndarray) -> Draw
 
     Args:
         truth: (n, 2), theta and phi in degrees, n > 0.
-        residual: (n, 2), prediction - truth, see `angle_residual`.
+        residual: (n, 2), prediction - truth, phi without whole turns.
         psi: (n,), opening angles in degrees.
 
     Returns:
@@ -85,7 +61,7 @@ def angle_dependence_page(
 
     Args:
         truth: (n, 2), theta and phi in degrees, n > 0.
-        residual: (n, 2), prediction - truth, see `angle_residual`.
+        residual: (n, 2), prediction - truth, phi without whole turns.
         psi: (n,), opening angles in degrees.
         where: What `panels.known_places` returned.
 
