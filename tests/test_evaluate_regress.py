@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from evaluating import evaluate, make_run, read, small_networks, write_events
 
+from xec_jax.data.root.writer import TreeFile
 from xec_jax.errors import ConfigError, DataError
 from xec_jax.evaluate import main, parser
-from xec_jax.evaluation import opponents, outcome, regress, scan
+from xec_jax.evaluation import engine, opponents, outcome, regress, scan
 from xec_jax.evaluation.base import Columns, Options, Setting
 from xec_jax.evaluation.calibration import calibration_batches
 from xec_jax.evaluation.text import to_text
@@ -422,3 +423,19 @@ def test_columns_grow():
     np.testing.assert_array_equal(columns.arrays()["a"], np.arange(5))
     columns.add({"a": np.array([9])})
     assert columns.arrays()["a"][-1] == 9
+
+
+def test_baskets_of_the_tree_are_large(tmp_path):
+    """Rows of many batches are written together, in their order; without any, none are."""
+    import uproot
+
+    with TreeFile(tmp_path / "a.root") as file:
+        basket = engine.Basket(file, "tree")
+        for k in range(9):
+            basket.add({"x": np.arange(3 * k, 3 * k + 3)})
+        basket.flush()
+        basket.flush()
+        assert file.entries == {"tree": 27}
+    with uproot.open(tmp_path / "a.root") as file:
+        np.testing.assert_array_equal(file["tree/x"].array(library="np"), np.arange(27))
+        assert file["tree/x"].num_baskets == 1

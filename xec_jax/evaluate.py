@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files of an evaluation")
     parser.add_argument("--tree", help="name of the tree (default: that of the run's config)")
-    parser.add_argument("--batch_size", type=int, default=128, metavar="B", help="default: 128")
+    parser.add_argument("--batch_size", type=int, default=64, metavar="B", help="default: 64")
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the best one)")
     parser.add_argument("--no_ema", action="store_true", help="not the moving average")
     parser.add_argument("--csv", action="store_true", help="predictions as text, too")

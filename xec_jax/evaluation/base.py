@@ -43,7 +43,7 @@ class Options:
         has_figures: Whether figures are drawn.
     """
 
-    batch_size: int = 128
+    batch_size: int = 64
     csv: bool = False
     max_events: int = 1000
     max_rows: int = 20_000_000

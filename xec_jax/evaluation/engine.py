@@ -14,7 +14,7 @@ from xec_jax.data.prefetch import prefetch
 from xec_jax.data.root.writer import TreeFile
 from xec_jax.data.source import Source
 from xec_jax.errors import DataError, Preempted
-from xec_jax.evaluation.base import Evaluation, Setting
+from xec_jax.evaluation.base import Columns, Evaluation, Setting
 from xec_jax.geometry import INVALID
 from xec_jax.tasks.base import Task
 from xec_jax.train.signals import AGAIN
@@ -22,6 +22,9 @@ from xec_jax.train.step import Tally, bound_queue
 from xec_jax.transforms import SensorTransform
 
 log = logging.getLogger(__name__)
+
+BASKET_BYTES = 8_000_000
+"""Rows that are written together."""
 
 InspectStep = Callable[[Any, Any, Any], tuple[dict[str, jax.Array], Tally]]
 """(parameters, batch, key) -> arrays per event, and sums for metrics."""
@@ -79,6 +82,7 @@ def stream(
             assert folder is not None
             files[stem] = stack.enter_context(TreeFile(folder / f"{stem}.root"))
             files[stem].table("metadata", metadata(setting))
+        baskets = {stem: Basket(file, evaluation.trees[stem]) for stem, file in files.items()}
         tallies: list[Tally] = []
         n_seen = 0
         for host, found, tally in inspected(setting, evaluation, source, step):
@@ -88,9 +92,11 @@ def stream(
             tallies.append(tally)
             bound_queue(tallies)
             rows = evaluation.add(host, found)
-            for stem, file in files.items():
+            for stem, basket in baskets.items():
                 if stem in rows:
-                    file.extend(rows[stem], evaluation.trees[stem])
+                    basket.add(rows[stem])
+        for basket in baskets.values():
+            basket.flush()
         if lost := len(source) - n_seen:
             log.warning("%d of %d events cannot be read and have no rows", lost, len(source))
         for stem, file in files.items():
@@ -100,6 +106,31 @@ def stream(
             print(f"wrote {n:,} rows to {file.path}")
     metrics = task.derive(Tally.means(tallies)) if tallies else {}
     return {**metrics, **evaluation.metrics()}
+
+
+class Basket:
+    """Collects rows until there are enough of them for files that are fast to read.
+
+    Args:
+        file: Where they go.
+        tree: Its tree.
+    """
+
+    def __init__(self, file: TreeFile, tree: str) -> None:
+        self._file, self._tree, self._columns, self._bytes = file, tree, Columns(), 0
+
+    def add(self, rows: Mapping[str, np.ndarray]) -> None:
+        """Adds rows, and writes all of them once they are `BASKET_BYTES`."""
+        self._columns.add(rows)
+        self._bytes += sum(values.nbytes for values in rows.values())
+        if self._bytes >= BASKET_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is there."""
+        if rows := self._columns.arrays():
+            self._file.extend(rows, self._tree)
+        self._columns, self._bytes = Columns(), 0
 
 
 def inspected(
