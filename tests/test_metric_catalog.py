@@ -54,7 +54,7 @@ def without_networks(monkeypatch):
     def heads(self, *_, **__):
         return {name: jnp.zeros((2, width)) for name, width in self.heads.items()}
 
-    monkeypatch.setattr(mae._Experiment, "reconstruct", faces)
+    monkeypatch.setattr(mae.Experiment, "reconstruct", faces)
     monkeypatch.setattr(Inpainter, "apply", lambda self, params, x, *_, **__: x)
     monkeypatch.setattr(Regressor, "apply", heads)
 

@@ -36,7 +36,7 @@ def load_config(*overrides, variant="default"):
 
 
 def experiment(config, net=None):
-    return inpaint._Experiment(
+    return inpaint.Experiment(
         inpaint.detector_of(config), inpaint.transform_of(config), net, config
     )
 

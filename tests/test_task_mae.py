@@ -41,7 +41,7 @@ def load_config(*overrides, variant="default"):
 
 
 def experiment(config):
-    return mae._Experiment(mae.detector_of(config), mae.transform_of(config), None, config)
+    return mae.Experiment(mae.detector_of(config), mae.transform_of(config), None, config)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

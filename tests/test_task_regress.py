@@ -263,7 +263,7 @@ def test_bad_truth_by_permission(events, tmp_path):
 
 def experiment(*overrides):
     config = load_config(*overrides)
-    return regress._Experiment(config, None, regress.targets_of(config))
+    return regress.Experiment(config, None, regress.targets_of(config))
 
 
 def truths(n):

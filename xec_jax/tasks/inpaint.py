@@ -158,7 +158,7 @@ def make_task(config: ConfigDict) -> Task:
     """
     check(config)
     detector, transform = detector_of(config), transform_of(config)
-    experiment = _Experiment(detector, transform, make_network(config), config)
+    experiment = Experiment(detector, transform, make_network(config), config)
     return Task(
         name="inpaint",
         spec=sensor_spec(config, detector),
@@ -176,7 +176,7 @@ def make_task(config: ConfigDict) -> Task:
     )
 
 
-class _Experiment:
+class Experiment:
     """The functions of the task, over what they share."""
 
     def __init__(

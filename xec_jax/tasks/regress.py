@@ -86,7 +86,7 @@ def make_task(config: ConfigDict) -> Task:
     """
     check(config)
     targets, net = targets_of(config), make_network(config)
-    experiment = _Experiment(config, net, targets)
+    experiment = Experiment(config, net, targets)
     spec = dict(calorimeter.sensor_spec(config, calorimeter.detector_of(config)))
     inputs = [*spec, *(t.reference for t in targets if t.reference)]
     for target in targets:
@@ -189,7 +189,7 @@ def _truth(config: ConfigDict, targets: Sequence[Target], path: Any) -> dict[str
     }
 
 
-class _Experiment:
+class Experiment:
     """The functions of the task, over what they share."""
 
     def __init__(self, config: ConfigDict, net: Regressor, targets: tuple[Target, ...]) -> None:

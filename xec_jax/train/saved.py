@@ -32,6 +32,7 @@ class SavedRun(NamedTuple):
         step: Step they are from.
         is_average: Whether they are the moving average.
         record: What the task recorded: geometry, normalization.
+        metric: Validation loss of that step, None where there was no validation.
     """
 
     config: ConfigDict
@@ -39,6 +40,7 @@ class SavedRun(NamedTuple):
     step: int
     is_average: bool
     record: Mapping[str, Any]
+    metric: float | None = None
 
 
 def load_run(workdir: Path, *, step: int | None = None, ema: bool = True) -> SavedRun:
@@ -65,8 +67,8 @@ def load_run(workdir: Path, *, step: int | None = None, ema: bool = True) -> Sav
             best = checkpoints.best_step
             step = steps[-1] if best is None else best
         params, is_average = checkpoints.restore_params(step, ema=ema)
-        record = checkpoints.meta(step)["record"]
-    return SavedRun(config, params, step, is_average, record)
+        meta = checkpoints.meta(step)
+    return SavedRun(config, params, step, is_average, meta["record"], meta.get("metric"))
 
 
 def write_run(

@@ -1,0 +1,1 @@
+"""What can be exported of each experiment: one file per task, found by its name."""
