@@ -21,8 +21,12 @@ EXAMPLES = """examples:
   evaluate --run runs/inpaint-default --input MC.root --hide pattern \\
       --dead_channels dead.txt --run_number 430000      where a real run is blind
   evaluate --run runs/inpaint-default --input DATA.root --hide dead
+  evaluate --real --input inference_results_Run430000-431999.root     what `predict` wrote
 
 writes metrics.json, metrics.txt, ROOT files, figures (PDF, PNG, npz) and report.html.
+
+--real draws predictions for real data beside what the reconstruction found, into plots_real_data
+unless --output says otherwise; with --run also the weights of the faces in its heads.
 
 what an inpainter has to fill (--hide):
   training    random sensors as in the training (default)
@@ -37,6 +41,7 @@ scans (--scan): pileup (Hz, simulated anew), dead (share of channels), gain (rel
 
 log = logging.getLogger(__name__)
 
+OF_REAL = ("real", "run", "input", "output", "overwrite", "step", "no_ema")
 HIDE = ("training", "artificial", "pattern", "front", "dead")
 SCANS = (
     "pileup",
@@ -63,12 +68,15 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--run", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="required unless --real")
     parser.add_argument("--input", required=True, nargs="+", metavar="GLOB")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: RUN/evaluation/NAME, of the input"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files of an evaluation")
+    parser.add_argument(
+        "--real", action="store_true", help="the input is what `predict` wrote for real data"
+    )
     parser.add_argument("--tree", help="name of the tree (default: that of the run's config)")
     parser.add_argument("--batch_size", type=int, default=64, metavar="B", help="default: 64")
     parser.add_argument("--step", type=int, help="checkpoint to use (default: the best one)")
@@ -118,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     options = parser().parse_args(argv)
-    folder = options.output or options.run / "evaluation" / _name(options.input[0])
+    folder = _folder(options)
     _check(options, folder)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax explains itself at length
@@ -133,9 +141,13 @@ def main(argv: Sequence[str]) -> int:
 
     trained.refuse_caches(options.input)
     files = resolve_paths(options.input)
+    if options.real and options.run is None:
+        return _real(options, files, folder)
     run = load_run(options.run, step=options.step, ema=not options.no_ema)
     xla.configure(run.config.train)
     (task,) = trained.make_tasks([options.run], [run])
+    if options.real:
+        return _real(options, files, folder, _setting(options, run, task, "val_tree", False, files))
     trained.check_parts(options.run, task, run.params)
     data = trained.data_to_read(run, options.tree, has_cut=True)
     more = base.branches_of(task.name)
@@ -145,10 +157,7 @@ def main(argv: Sequence[str]) -> int:
     if cut and not is_simulated:
         log.warning("no fiducial cut: the files have no uvwTruth")
         data.fiducial.update(dict.fromkeys(cut))
-    facts: dict[str, Any] = {
-        "input": ", ".join(options.input),
-        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
-    }
+    facts: dict[str, Any] = {"input": ", ".join(options.input), "date": _date()}
     if cut and is_simulated:
         facts["fiducial cut"] = ", ".join(f"{name} {limit} cm" for name, limit in cut.items())
     source = open_source(data, files, wanted=wanted)
@@ -165,6 +174,22 @@ def main(argv: Sequence[str]) -> int:
             print("\n".join(map(to_text, tables[:2])))  # all of them are in metrics.txt
     finally:
         source.close()
+    print(f"done: {folder}")
+    return 0
+
+
+def _real(
+    options: argparse.Namespace,
+    files: Sequence[Path],
+    folder: Path,
+    setting: "Setting | None" = None,
+) -> int:
+    """Draws predictions that `predict` wrote; the run, if given, for the weights of its heads."""
+    from xec_jax.evaluation.real import draw
+    from xec_jax.evaluation.text import to_text
+
+    facts = {"date": _date()} | ({"run": str(options.run)} if setting else {})
+    print(to_text(draw(files, folder, facts, setting)))
     print(f"done: {folder}")
     return 0
 
@@ -209,6 +234,23 @@ def _setting(
     )
 
 
+def _date() -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC"
+
+
+def _folder(options: argparse.Namespace) -> Path:
+    """Returns where to write.
+
+    Raises:
+        ConfigError: There is no run to evaluate.
+    """
+    if options.real:
+        return options.output or Path("plots_real_data")
+    if options.run is None:
+        raise ConfigError("no --run", expected="the folder of the run to evaluate, or --real")
+    return options.output or options.run / "evaluation" / _name(options.input[0])
+
+
 def _name(first: str) -> str:
     """Returns what the folder of an evaluation is called: the input without wildcards."""
     path = Path(first)
@@ -228,6 +270,11 @@ def _counts(text: str) -> dict[str, int]:
 
 def _check(options: argparse.Namespace, folder: Path) -> None:
     name = f"scan_{options.scan}.json" if options.scan else "metrics.json"
+    if options.real:
+        name, usual = "report.html", parser().parse_args(["--input", "x"])
+        for key, value in vars(options).items():
+            if key not in OF_REAL and value != getattr(usual, key):
+                raise ConfigError(f"--{key} with --real", expected=f"--{', --'.join(OF_REAL)}")
     if (folder / name).exists() and not options.overwrite:
         raise ConfigError(
             f"{folder} holds an evaluation ({name})",

@@ -59,8 +59,8 @@ def touching_average(detector: Detector, photons: Array, live: Array) -> tuple[A
     table, nobody = touching_sensors(detector), ((0, 0), (0, 1))
     seen = jnp.pad(jnp.where(live, photons, 0.0).astype(jnp.float32), nobody)
     is_live = jnp.pad(live.astype(jnp.float32), nobody)
-    total = sum(jnp.take(seen, ids, 1, mode="clip") for ids in table.T)
-    count = sum(jnp.take(is_live, ids, 1, mode="clip") for ids in table.T)
+    total = sum(jnp.take(seen, ids, axis=1, mode="clip") for ids in table.T)
+    count = sum(jnp.take(is_live, ids, axis=1, mode="clip") for ids in table.T)
     return mean_or_median(detector, photons, live, jnp.asarray(total), jnp.asarray(count))
 
 
@@ -121,7 +121,7 @@ def mean_or_median(
     """
     values = jnp.where(live, photons, jnp.nan).astype(jnp.float32)
     medians = jnp.stack([jnp.nanmedian(values[:, ids], -1) for ids in _faces(detector)], -1)
-    median = jnp.take(jnp.nan_to_num(medians), detector.sensor_face, 1, mode="clip")
+    median = jnp.take(jnp.nan_to_num(medians), detector.sensor_face, axis=1, mode="clip")
     return jnp.where(count > 0, total / jnp.maximum(count, 1), median), count > 0
 
 

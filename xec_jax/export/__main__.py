@@ -20,14 +20,11 @@ EXAMPLES = """examples:
   export --run runs/mae-default --output tokens.onnx --part encoder
   export --setup                        the environment of the exporter, made beforehand
   export --setup --wheelhouse DIR       the same without a network
-  export --run runs/a --output small.onnx --raw --variant float16
-  export --run runs/a --output small.onnx --raw --variant int8 --calibrate '/data/val*.root'
 
 Beside MODEL.onnx, MODEL.onnx.json says what goes in and comes out, and MODEL.onnx.sha256 holds
 its checksum. A file that does not answer as JAX does, is not written.
 """
 BACKENDS = ("jax2tf", "jax2onnx")
-VARIANTS = ("float16", "int8")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,8 +46,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", choices=BACKENDS, default="jax2tf", help="default: jax2tf")
     parser.add_argument("--opset", type=int, metavar="N", help="default: 17 (jax2tf), 18")
     parser.add_argument("--saved_model", type=Path, metavar="DIR", help="a SavedModel, too")
-    parser.add_argument("--variant", choices=VARIANTS, help="smaller numbers than float32")
-    parser.add_argument("--calibrate", nargs="+", metavar="GLOB", help="events for int8")
     parser.add_argument("--setup", action="store_true", help="only make the environment")
     parser.add_argument("--wheelhouse", type=Path, metavar="DIR", help="packages for --setup")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
@@ -70,10 +65,6 @@ def main(argv: Sequence[str]) -> int:
         return 0
     _check(options)
     manifest = export(options)
-    if options.variant:
-        from xec_jax.export.variants import make_variant
-
-        manifest = make_variant(options.output, options.variant, options.calibrate)
     _report(options.output, manifest)
     return 0
 
@@ -182,11 +173,6 @@ def _check(options: argparse.Namespace) -> None:
         )
     if options.saved_model and options.saved_model.exists():
         raise ConfigError(f"{options.saved_model} exists", expected="a new folder")
-    if bool(options.calibrate) != (options.variant == "int8"):
-        raise ConfigError(
-            f"--variant {options.variant}, --calibrate {options.calibrate}",
-            expected="events to calibrate with for int8, and for nothing else",
-        )
 
 
 def _check_parameters(path: Path, run: "SavedRun") -> None:

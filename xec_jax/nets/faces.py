@@ -45,8 +45,8 @@ def face_input(
         (b h w 2) or (b n 2).
     """
     if isinstance(face, GraphFace):
-        return jnp.take(x, face.sensors, 1, mode="clip")
-    x = jnp.take(x, face.index, 1, mode="clip")
+        return jnp.take(x, face.sensors, axis=1, mode="clip")
+    x = jnp.take(x, face.index, axis=1, mode="clip")
     if face.is_plain:
         return x
     npho, time = x[..., 0], x[..., 1]
@@ -70,8 +70,8 @@ def face_mask(face: Face, mask: Array) -> Array:
     detector description's choice (`GridFace.mask_index`), for the encoder and the losses alike.
     """
     if isinstance(face, GraphFace):
-        return jnp.take(mask, face.sensors, 1, mode="clip")
-    mask = jnp.take(mask, face.mask_index, 1, mode="clip")
+        return jnp.take(mask, face.sensors, axis=1, mode="clip")
+    mask = jnp.take(mask, face.mask_index, axis=1, mode="clip")
     return _cells(mask, face.pool).any((2, 4))
 
 
@@ -81,8 +81,8 @@ def face_mean(face: Face, values: Array) -> Array:
     Uses the sensors that decide for masks, so that weights and masks of a loss go together.
     """
     if isinstance(face, GraphFace):
-        return jnp.take(values, face.sensors, 1, mode="clip")
-    return _pool_mean(jnp.take(values, face.mask_index, 1, mode="clip"), face.pool)
+        return jnp.take(values, face.sensors, axis=1, mode="clip")
+    return _pool_mean(jnp.take(values, face.mask_index, axis=1, mode="clip"), face.pool)
 
 
 def _cells(x: Array, pool: tuple[int, int]) -> Array:
@@ -138,7 +138,7 @@ def face_to_sensors(
     if isinstance(face, GraphFace) or face.is_plain:
         ids = face.sensors if isinstance(face, GraphFace) else face.owner.ravel()
         order = np.argsort(ids, kind="stable")[np.count_nonzero(ids < 0) :]
-        return jnp.take(flat, order, 1, mode="clip")
+        return jnp.take(flat, order, axis=1, mode="clip")
     n_cells = _cell_counts(face)
     total = n_cells.sum(1, keepdims=True)
     columns = []
@@ -193,4 +193,4 @@ def sensors_from_faces(
     packed = jnp.pad(packed, ((0, 0), (0, 1), (0, 0)), constant_values=fill)
     position = np.full(n_sensors, len(ids))
     position[ids] = np.arange(len(ids))
-    return jnp.take(packed, position, 1, mode="clip")
+    return jnp.take(packed, position, axis=1, mode="clip")

@@ -42,8 +42,8 @@ def pass_messages(x: Array, weight: Array, graph: GraphFace) -> Array:
     """Sums the weighted values of the sources at each destination, (b n c) -> (b n c)."""
     source, target, kind = graph.edges[:, np.argsort(graph.edges[1], kind="stable")]
     nodes = jnp.swapaxes(x, 0, 1)
-    messages = jnp.take(nodes, source, 0, mode="clip")
-    messages *= jnp.take(weight, kind, 0, mode="clip")[:, None]
+    messages = jnp.take(nodes, source, axis=0, mode="clip")
+    messages *= jnp.take(weight, kind, axis=0, mode="clip")[:, None]
     total = jraph.segment_sum(messages, target, graph.n_nodes, indices_are_sorted=True)
     return jnp.swapaxes(total, 0, 1)
 
@@ -61,8 +61,8 @@ def gather_neighbors(x: Array, weight: Array, graph: GraphFace) -> Array:
     padded = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
     total = jnp.zeros_like(x)
     for slot in range(degree):
-        weights = jnp.take(weight, kinds[slot], 0, mode="clip")
-        total += jnp.take(padded, sources[slot], 1, mode="clip") * weights
+        weights = jnp.take(weight, kinds[slot], axis=0, mode="clip")
+        total += jnp.take(padded, sources[slot], axis=1, mode="clip") * weights
     return total
 
 

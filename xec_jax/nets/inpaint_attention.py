@@ -110,7 +110,9 @@ class CrossAttentionHead(nn.Module):
         detector = self.detector
         faces = self.param("face", nn.initializers.normal(1.0), (len(FACES), self.face_width))
         code = coordinate_code(detector.sensors.positions, self.n_bands)
-        place = jnp.concatenate([code, jnp.take(faces, detector.sensor_face, 0, mode="clip")], -1)
+        place = jnp.concatenate(
+            [code, jnp.take(faces, detector.sensor_face, axis=0, mode="clip")], -1
+        )
         place = place.astype(self.dtype)
         near = self._ask_sensors(x.astype(self.dtype), hidden, place)
         far = self._ask_tokens(tokens, faces, place)
@@ -130,7 +132,7 @@ class CrossAttentionHead(nn.Module):
 
     def _ask_tokens(self, tokens: Array, faces: Array, place: Array) -> Array:
         width, heads = self.token_width, (self.n_heads, self.token_width // self.n_heads)
-        kinds = jnp.take(faces, face_types(self.detector.faces), 0, mode="clip")
+        kinds = jnp.take(faces, face_types(self.detector.faces), axis=0, mode="clip")
         y = Dense(width, self.dtype, name="token")(tokens)
         y = y + Dense(width, self.dtype, name="token_face")(kinds)
         query = Dense(width, self.dtype, name="token_query")(place).reshape(-1, *heads)
@@ -143,4 +145,4 @@ class CrossAttentionHead(nn.Module):
 
 def _gather(x: Array, table: np.ndarray) -> Array:
     """Takes the rows of a table (s n) from (b s ...): (b s n ...)."""
-    return jnp.take(x, table, 1, mode="clip")
+    return jnp.take(x, table, axis=1, mode="clip")

@@ -134,7 +134,7 @@ class Inpainter(nn.Module):
         position = np.full(self.detector.n_sensors, len(order))
         position[order] = np.arange(len(order))
         packed = jnp.pad(jnp.concatenate(values, 1), ((0, 0), (0, 1), (0, 0)))
-        return jnp.take(packed, position, 1, mode="clip")
+        return jnp.take(packed, position, axis=1, mode="clip")
 
     def _face(self, face: Face, token: Array, x: Array, hidden: Array) -> Array:
         common: dict[str, Any] = {

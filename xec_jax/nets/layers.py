@@ -215,5 +215,5 @@ def resize_mask(mask: Array, shape: tuple[int, ...]) -> Array:
     """Resizes (b h w) to (b *shape); each cell copies input cell floor(i n_in / n_out)."""
     for axis, n_out in enumerate(shape, start=1):
         source = np.arange(n_out) * mask.shape[axis] // n_out
-        mask = jnp.take(mask, source, axis, mode="clip")
+        mask = jnp.take(mask, source, axis=axis, mode="clip")
     return mask

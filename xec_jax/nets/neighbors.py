@@ -65,6 +65,6 @@ def node_neighbors(graph: GraphFace, steps: int = 2) -> Neighbors:
     def look(x: Array, fill: float) -> Iterator[Array]:
         padded = jnp.pad(x, ((0, 0), (0, 1), (0, 0)), constant_values=fill)
         for column in table.T:
-            yield jnp.take(padded, column, 1, mode="clip")
+            yield jnp.take(padded, column, axis=1, mode="clip")
 
     return look

@@ -189,6 +189,7 @@ class Experiment:
         self.pointwise = make_loss(config.train.loss_fn, beta=config.train.loss_beta)
 
     def init(self, key: Key, batch: Batch) -> Params:
+        """Returns initial parameters."""
         x, _, hidden = self.hide(batch, key)
         return self.net.init(key, x, hidden)["params"]
 
@@ -237,6 +238,7 @@ class Experiment:
         return jnp.asarray(y)
 
     def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
+        """Returns the loss terms of training events, and what is worth knowing about them."""
         batch = self.augment(batch, key)
         x, valid, hidden = self.hide(batch, key)
         predicted = self.fill(params, x, valid, hidden, dropout_key(key, batch))

@@ -107,6 +107,7 @@ class Experiment:
         self.pointwise = make_loss(config.train.loss_fn, beta=config.train.loss_beta)
 
     def init(self, key: Key, batch: Batch) -> Params:
+        """Returns initial parameters."""
         x, _, hidden = self.hide(batch, key)
         params = self.net.init(key, x, hidden)["params"]
         if self.train.auto_channel_weight:
@@ -147,6 +148,7 @@ class Experiment:
         return cast(dict[str, Array], faces)
 
     def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
+        """Returns the loss terms of training events, and what is worth knowing about them."""
         batch = self.augment(batch, key)
         x, valid, hidden = self.hide(batch, key)
         faces = self.reconstruct(params, x, valid, hidden, dropout_key(key, batch))

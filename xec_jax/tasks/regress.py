@@ -199,6 +199,7 @@ class Experiment:
         self.is_balanced = config.train.loss_balance == "auto"
 
     def init(self, key: Key, batch: Batch) -> Params:
+        """Returns initial parameters."""
         x, _ = calorimeter.encode(self.transform, batch)
         params = dict(self.net.init(key, x)["params"])
         if self.is_balanced:
@@ -220,6 +221,7 @@ class Experiment:
         return {t.name: t.output(raw[t.name]) for t in self.targets}
 
     def loss(self, params: Params, batch: Batch, key: Key) -> tuple[Terms, Metrics]:
+        """Returns the loss terms of training events, and what is worth knowing about them."""
         batch = self.augment(batch, key)
         outputs = self.outputs(params, batch, calorimeter.dropout_key(key, batch))
         return self.terms(params, outputs, batch)

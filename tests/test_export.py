@@ -1,0 +1,216 @@
+"""What an exported file has to be, checked without the exporter's own environment."""
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+import onnx
+from onnx import TensorProto, helper
+
+from xec_jax import config as configs
+from xec_jax.errors import CheckpointError, ConfigError
+from xec_jax.export import environment, manifest, proof, verify
+from xec_jax.export.__main__ import main
+from xec_jax.export.builder import OPSETS, Job, read_answer, save_job
+from xec_jax.export.graphs.base import Graph, Port, make_graph
+from xec_jax.tasks import base
+
+PORT = {"name": "y", "scale": 2.0, "slope": 0.5}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Config and parameters of a small network per task, with responses that are not 0."""
+    found = {}
+    for name in ("regress", "mae", "inpaint"):
+        data = ("--config.data.train=x", "--config.data.valid=x")
+        config = configs.load(f"configs/{name}.py:tiny", [*data, "--config.model.encoder_dim=32"])
+        task = base.make_task(config)
+        batch = base.example_batch(task.spec, 1)
+        params = jax.jit(task.init)(jax.random.PRNGKey(0), batch)
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, v: v + 0.2 if "gamma" in str(path) else v, params
+        )
+        found[name] = config, params
+    return found
+
+
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("task", ["regress", "mae", "inpaint"])
+def test_the_portable_form_is_that_of_the_training(runs, task, raw):
+    config, params = runs[task]
+    found = []
+    for portable in (True, False):
+        graph = make_graph(config, raw=raw, portable=portable)
+        events = graph.events(np.random.default_rng(3), 7)
+        assert list(events) == [port.name for port in graph.inputs]
+        found.append(jax.device_get(jax.jit(graph.apply)(params, events)))
+    for port in graph.outputs:
+        assert found[0][port.name].shape == (7, *port.shape)
+    worst = proof.difference(manifest.ports_of(graph.outputs), *found)
+    assert 0 <= worst.size < 1e-5, proof.describe(worst)
+
+
+def test_the_names_are_those_of_the_analyzer(runs):
+    config, _ = runs["regress"]
+    names = [port.name for port in make_graph(config).outputs]
+    assert names == ["output_angle", "output_energy", "output_timing", "output_uvwFI"]
+    assert [p.name for p in make_graph(config, tasks=["energy"]).outputs] == ["output"]
+    graph = make_graph(config, raw=True, tasks=["energy"])
+    assert [p.name for p in graph.inputs] == ["npho", "time"]
+    assert [p.name for p in graph.outputs] == ["pred_energy"]
+    assert [p.name for p in make_graph(config, raw=True).inputs][2:] == ["time_min_used"]
+    assert [p.shape for p in make_graph(config, "encoder").outputs] == [(6, 32)]
+    config, _ = runs["inpaint"]
+    graph = make_graph(config, raw=True)
+    assert [p.name for p in graph.inputs] == ["npho", "time", "dead_mask"]
+    assert graph.outputs[0].name == "npho_filled"
+
+
+def test_what_cannot_be_exported_is_named(runs):
+    config, _ = runs["regress"]
+    with pytest.raises(ConfigError, match="angel"):
+        make_graph(config, tasks=["angel"])
+    with pytest.raises(ConfigError, match="--part is 'head'"):
+        make_graph(config, "head")
+    with pytest.raises(ConfigError, match="--tasks"):
+        make_graph(runs["mae"][0], tasks=["energy"])
+
+
+def test_a_raw_inpainter_leaves_living_sensors_alone(runs):
+    config, params = runs["inpaint"]
+    graph = make_graph(config, raw=True)
+    events = graph.events(np.random.default_rng(4), 9)
+    filled = jax.jit(graph.apply)(params, events)["npho_filled"]
+    alive = (events["npho"] > 0) & (events["npho"] <= 9e9) & (events["dead_mask"] == 0)
+    assert 0 < alive.sum() < alive.size
+    assert np.array_equal(np.asarray(filled)[alive], events["npho"][alive])
+    assert np.isfinite(filled).all()
+
+
+def test_differences_are_measured_in_units_of_the_output():
+    expected = {"y": np.float32([[1.0, 4.0], [0.0, np.nan]])}
+    found = {"y": np.float32([[1.0, 4.4], [0.0, np.nan]])}
+    worst = proof.difference([PORT], found, expected, first=10)
+    assert worst[1:3] == ("y", 10)
+    assert worst.size == pytest.approx(0.4 / (2 + 0.5 * 4), rel=1e-6)
+    found["y"][1, 1] = 0.0
+    worst = proof.difference([PORT], found, expected)
+    assert worst.size == np.inf
+    assert worst.event == 1
+
+
+def linear(op="Mul", *, n=1, **more):
+    """A model y = op(x, 2) of (b 3)."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 3]) for name in ("x", "y"))
+    two = helper.make_tensor("two", TensorProto.FLOAT, [1], [2.0])
+    node = helper.make_node(op, ["x", "two"][: n + 1], ["y"], **more)
+    graph = helper.make_graph([node], "g", [x], [y], [two])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def proof_of(factor):
+    x = np.random.default_rng(0).normal(size=(proof.N_EVENTS, 3)).astype(np.float32)
+    return proof.Proof({"x": x}, {"y": np.float32(factor) * x})
+
+
+def test_a_file_that_does_the_same_is_accepted():
+    model = linear()
+    verify.check_model(model)
+    facts = verify.compare(model.SerializeToString(), [PORT], proof_of(2))
+    assert facts["largest_difference"] == 0
+    assert facts["events"] == 72
+
+
+def test_a_file_that_differs_is_refused_with_the_place():
+    wrong = proof_of(2)
+    wrong.outputs["y"][40, 1] += 1.0
+    with pytest.raises(CheckpointError, match=r"output 'y' of event 40.*batch 64"):
+        verify.compare(linear().SerializeToString(), [PORT], wrong)
+
+
+def test_a_damaged_file_is_refused():
+    data = linear().SerializeToString()
+    with pytest.raises(CheckpointError, match="refuses the file"):
+        verify.compare(data[: len(data) // 2], [PORT], proof_of(2))
+
+
+def test_operators_that_are_wrong_in_silence_are_refused():
+    with pytest.raises(CheckpointError, match="random numbers"):
+        verify.check_model(linear("RandomNormalLike", n=0))
+    model = linear()
+    shape = helper.make_tensor("i", TensorProto.INT64, [1, 1], [0])
+    model.graph.initializer.append(shape)
+    node = helper.make_node("ScatterND", ["x", "i", "x"], ["z"], reduction="add")
+    model.graph.node.append(node)
+    with pytest.raises(CheckpointError, match="data race"):
+        verify.check_model(model)
+    model = linear()
+    model.opset_import.append(helper.make_opsetid("far.away", 1))
+    model.graph.node[0].domain = "far.away"
+    with pytest.raises(CheckpointError, match=r"far\.away"):
+        verify.check_model(model)
+
+
+def test_weights_outside_of_the_file_are_refused():
+    model = linear()
+    tensor = model.graph.initializer[0]
+    onnx.external_data_helper.set_external_data(tensor, "elsewhere")
+    with pytest.raises(CheckpointError):
+        verify.check_model(model)
+
+
+def test_a_model_and_its_sidecars_agree(tmp_path):
+    port = Port("y", (3,), "GeV")
+    graph = Graph((port,), (port,), lambda p, i: i, lambda g, n: {}, {"branches": {}})
+    facts = manifest.facts_of(graph, {"task": "toy"})
+    made = manifest.publish(b"model", facts, tmp_path / "a.onnx")
+    assert json.loads((tmp_path / "a.onnx.json").read_text()) == made
+    digest = hashlib.sha256(b"model").hexdigest()
+    assert (tmp_path / "a.onnx.sha256").read_text() == f"{digest}  a.onnx\n"
+    assert made["outputs"][0] == {
+        **{"name": "y", "shape": [3], "unit": "GeV", "about": "", "scale": 1.0, "slope": 1.0},
+        "dtype": "float32",
+    }
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("a.onnx", "a.onnx.json", "a.onnx.sha256")
+    ]
+
+
+def test_errors_of_the_other_environment_come_back(tmp_path):
+    path = tmp_path / "job.json"
+    save_job(Job("r", 1, True, "network", False, (), "jax2tf", 17, {}, "p", "o"), path)
+    error = {"kind": "CheckpointError", "found": "it differs", "expected": "", "remedy": "again"}
+    path.with_suffix(".answer").write_text(json.dumps({"error": error}))
+    with pytest.raises(CheckpointError, match=r"it differs\n  remedy:   again"):
+        read_answer(path)
+
+
+def test_an_environment_without_packages_says_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setenv(environment.FOLDER, str(tmp_path))
+    empty = tmp_path / "wheels"
+    empty.mkdir()
+    with pytest.raises(ConfigError, match="pip download"):
+        environment.set_up("jax2tf", empty)
+    assert not environment.location("jax2tf").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--run", "r"], "no output"),
+        (["--run", "r", "--output", "a.pb"], r"ends in \.onnx"),
+        (["--run", "r", "--output", "a.onnx", "--opset", "20"], "13 to 18"),
+        (["--run", "r", "--output", "a.onnx", "--backend", "jax2onnx", "--opset", "17"], "18 to"),
+    ],
+)
+def test_options_that_cannot_work(words, said):
+    assert OPSETS
+    with pytest.raises(ConfigError, match=said):
+        main(words)

@@ -1,0 +1,1 @@
+"""Trained networks at work: runs and exported models, asked the same way, batch by batch."""
