@@ -32,22 +32,21 @@ def runs():
         data = ("--config.data.train=x", "--config.data.valid=x")
         config = configs.load(f"configs/{name}.py:tiny", [*data, "--config.model.encoder_dim=32"])
         task = base.make_task(config)
-        batch = base.example_batch(task.spec, 1)
-        params = jax.jit(task.init)(jax.random.PRNGKey(0), batch)
-        params = jax.tree_util.tree_map_with_path(
-            lambda path, v: v + 0.2 if "gamma" in str(path) else v, params
+        batch, rng = base.example_batch(task.spec, 1), np.random.default_rng(1)
+        shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), batch)
+        params = jax.tree.map(
+            lambda leaf, rng=rng: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes
         )
         found[name] = config, params
     return found
 
 
-@pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("task", ["regress", "mae", "inpaint"])
-def test_the_portable_form_is_that_of_the_training(runs, task, raw):
+def test_the_portable_form_is_that_of_the_training(runs, task):
     config, params = runs[task]
     found = []
     for portable in (True, False):
-        graph = make_graph(config, raw=raw, portable=portable)
+        graph = make_graph(config, raw=True, portable=portable)
         events = graph.events(np.random.default_rng(3), 7)
         assert list(events) == [port.name for port in graph.inputs]
         found.append(jax.device_get(jax.jit(graph.apply)(params, events)))
@@ -55,6 +54,16 @@ def test_the_portable_form_is_that_of_the_training(runs, task, raw):
         assert found[0][port.name].shape == (7, *port.shape)
     worst = proof.difference(manifest.ports_of(graph.outputs), *found)
     assert 0 <= worst.size < 1e-5, proof.describe(worst)
+    if task == "inpaint":
+        check_living(events, found[0]["npho_filled"])
+
+
+def check_living(events, filled):
+    """A raw inpainter leaves living sensors alone, and finds a number for all others."""
+    alive = (events["npho"] > 0) & (events["npho"] <= 9e9) & (events["dead_mask"] == 0)
+    assert 0 < alive.sum() < alive.size
+    assert np.array_equal(filled[alive], events["npho"][alive])
+    assert np.isfinite(filled).all()
 
 
 def test_the_names_are_those_of_the_analyzer(runs):
@@ -81,17 +90,6 @@ def test_what_cannot_be_exported_is_named(runs):
         make_graph(config, "head")
     with pytest.raises(ConfigError, match="--tasks"):
         make_graph(runs["mae"][0], tasks=["energy"])
-
-
-def test_a_raw_inpainter_leaves_living_sensors_alone(runs):
-    config, params = runs["inpaint"]
-    graph = make_graph(config, raw=True)
-    events = graph.events(np.random.default_rng(4), 9)
-    filled = jax.jit(graph.apply)(params, events)["npho_filled"]
-    alive = (events["npho"] > 0) & (events["npho"] <= 9e9) & (events["dead_mask"] == 0)
-    assert 0 < alive.sum() < alive.size
-    assert np.array_equal(np.asarray(filled)[alive], events["npho"][alive])
-    assert np.isfinite(filled).all()
 
 
 def test_differences_are_measured_in_units_of_the_output():
@@ -160,6 +158,8 @@ def test_operators_that_are_wrong_in_silence_are_refused():
 
 def test_weights_outside_of_the_file_are_refused():
     model = linear()
+    tensor = onnx.numpy_helper.from_array(np.float32([2.0]), "two")
+    model.graph.initializer[0].CopyFrom(tensor)
     tensor = model.graph.initializer[0]
     onnx.external_data_helper.set_external_data(tensor, "elsewhere")
     with pytest.raises(CheckpointError):
