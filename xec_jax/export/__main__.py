@@ -3,12 +3,13 @@
 import argparse
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xec_jax.errors import EXIT_CODES, ConfigError, run_command
+from xec_jax.errors import EXIT_CODES, CheckpointError, ConfigError, run_command
 
 if TYPE_CHECKING:
     from xec_jax.export.builder import Job
@@ -113,7 +114,13 @@ def _build(job: "Job", folder: Path) -> dict[str, Any]:
     builder.save_job(job, path)
     result = environment.call(python, ["xec_jax.export.builder", str(path)])
     if result.returncode:
-        raise RuntimeError(f"{job.backend} failed:\n{result.stdout}\n{result.stderr[-4000:]}")
+        print(result.stderr[-4000:], file=sys.stderr)
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CheckpointError(
+            f"{job.backend} cannot translate this network: {last}",
+            expected="a file; nothing was written",
+            remedy="try the other --backend",
+        )
     return builder.read_answer(path)
 
 

@@ -70,6 +70,7 @@ def build(job: Job) -> dict[str, Any]:
     """
     from xec_jax.export import jax2onnx_backend, jax2tf_backend, manifest, verify
     from xec_jax.export.graphs.base import make_graph
+    from xec_jax.export.model import METADATA_KEY
     from xec_jax.export.proof import load_proof
     from xec_jax.train.saved import load_run
 
@@ -90,7 +91,7 @@ def build(job: Job) -> dict[str, Any]:
     facts = manifest.facts_of(graph, job.facts) | {"exporter": exporter, "verified": verified}
     del model.metadata_props[:]
     entry = model.metadata_props.add()
-    entry.key, entry.value = manifest.KEY, json.dumps(facts)
+    entry.key, entry.value = METADATA_KEY, json.dumps(facts)
     made = manifest.publish(model.SerializeToString(), facts, Path(job.output))
     seconds = {"translation": translated - begun, "proof": time.monotonic() - translated}
     return made | {"seconds": seconds}

@@ -1,6 +1,6 @@
 """What a model file says of itself: inside, for nothing to get lost, and beside it, for C++.
 
-model.onnx          the network; the facts as JSON in its metadata under `KEY`
+model.onnx          the network; the facts as JSON in its metadata
 model.onnx.json     the same facts with size and SHA-256 of the file
 model.onnx.sha256   the line that `sha256sum --check` reads
 """
@@ -13,9 +13,7 @@ from typing import Any
 
 from xec_jax.data.root.writer import disk_errors, sync_folder
 from xec_jax.export.graphs.base import Graph, Port
-
-FORMAT = 1
-KEY = "xec_jax"
+from xec_jax.export.model import FORMAT
 
 
 def ports_of(ports: tuple[Port, ...]) -> list[dict[str, Any]]:
@@ -69,9 +67,3 @@ def publish(data: bytes, facts: Mapping[str, Any], path: Path) -> dict[str, Any]
             for part in parts.values():
                 part.unlink(missing_ok=True)
     return manifest
-
-
-def remove(path: Path) -> None:
-    """Removes a model with its manifest and checksum, as far as they exist."""
-    for file in (path, *sidecars(path)):
-        file.unlink(missing_ok=True)
