@@ -23,13 +23,18 @@ def run(caches, *arguments, **options):
     return process.returncode, out, err
 
 
+def newest_step(workdir):
+    """The step of the newest checkpoint, by its name alone: that is safe while a run writes."""
+    folder = workdir / "checkpoints"
+    return max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
 def state_of(workdir):
-    """The newest state on disk, every array of it, read without the trainer."""
+    """The newest state on disk, every array of it, read without the trainer, which has ended."""
     import jax
     import orbax.checkpoint as ocp
 
-    folder = workdir / "checkpoints"
-    step = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    folder, step = workdir / "checkpoints", newest_step(workdir)
     tree = ocp.StandardCheckpointer().restore((folder / str(step) / "state").absolute())
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return step, {str(path): np.asarray(value) for path, value in leaves}

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 
-from commands import state_of
+from commands import newest_step, state_of
 from job import last_step, run, start, wait_for
 from test_stopping import assert_same_run
 
@@ -44,7 +44,7 @@ def test_a_disk_that_stays_full(caches, small_disk):
     workdir = small_disk / "run"
     process = start(caches, workdir, "--pace", 0.1)
     wait_for(process, lambda: last_step(workdir) >= 9)
-    before = state_of(workdir)[0]
+    before = newest_step(workdir)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         fill(small_disk)
