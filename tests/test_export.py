@@ -118,6 +118,39 @@ def proof_of(factor):
     return proof.Proof({"x": x}, {"y": np.float32(factor) * x})
 
 
+def toy_graph(apply):
+    events = lambda g, n: {"x": g.normal(size=(n, 3)).astype(np.float32)}  # noqa: E731
+    return Graph((Port("x", (3,)),), (Port("y", (3,)),), apply, events)
+
+
+def test_a_network_that_magnifies_roundings_is_judged_by_that():
+    """Two large parameters that nearly cancel: their last bits are some 1e-5 of the answer."""
+
+    def apply(params, inputs):
+        return {"y": inputs["x"] * (params["a"] - params["b"])}
+
+    large = {"a": np.float32(101.0), "b": np.float32(100.0)}
+    calm = proof.make_proof(toy_graph(lambda p, i: {"y": i["x"] * p["a"]}), large, chunk=72)
+    assert 0 < calm.rounding < 2e-7
+    assert calm.limit == proof.LIMIT
+    shaky = proof.make_proof(toy_graph(apply), large, chunk=72, n_draws=8)
+    ulp = float(np.spacing(np.float32(100)))
+    assert ulp / 2 < shaky.rounding < 2 * ulp
+    assert shaky.limit == pytest.approx(2 * shaky.rounding)
+    wild = {"a": np.float32(100001.0), "b": np.float32(100000.0)}
+    with pytest.raises(CheckpointError, match="last bit of the parameters"):
+        proof.make_proof(toy_graph(apply), wild, chunk=72, n_draws=8)
+
+
+def test_a_proof_survives_its_file(tmp_path):
+    saved = proof_of(3)._replace(rounding=2e-5)
+    proof.save_proof(saved, tmp_path / "proof.npz")
+    read = proof.load_proof(tmp_path / "proof.npz")
+    assert read.rounding == saved.rounding
+    assert np.array_equal(read.inputs["x"], saved.inputs["x"])
+    assert np.array_equal(read.outputs["y"], saved.outputs["y"])
+
+
 def test_a_file_that_does_the_same_is_accepted():
     model = linear()
     verify.check_model(model)

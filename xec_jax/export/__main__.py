@@ -204,7 +204,7 @@ def _report(path: Path, manifest: dict[str, Any]) -> None:
     print(
         f"  verified: {verified['events']} events, largest difference "
         f"{verified['largest_difference']:.1e} ({verified['output']}), limit "
-        f"{verified['limit']:g}"
+        f"{verified['limit']:.1e}; rounded parameters make {verified['rounding']:.1e}"
     )
     if "seconds" in manifest:
         seconds = manifest["seconds"]

@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 
 from xec_jax.errors import CheckpointError
-from xec_jax.export.proof import LIMIT, Difference, Proof, describe, difference
+from xec_jax.export.proof import Difference, Proof, describe, difference
 
 BATCHES = (1, 7, 64)
 THREADS = (1, 2)
@@ -59,16 +59,13 @@ def check_model(model: onnx.ModelProto) -> None:
         )
 
 
-def compare(
-    data: bytes, outputs: Sequence[Mapping[str, Any]], proof: Proof, limit: float = LIMIT
-) -> dict[str, Any]:
+def compare(data: bytes, outputs: Sequence[Mapping[str, Any]], proof: Proof) -> dict[str, Any]:
     """Runs a model and compares it with JAX.
 
     Args:
         data: The model.
         outputs: Of its manifest.
-        proof: Events and the answers of JAX.
-        limit: Largest difference allowed, see `proof.LIMIT`.
+        proof: Events, the answers of JAX, and how much a file may differ.
 
     Returns:
         What was done and the largest difference, for the manifest.
@@ -91,11 +88,11 @@ def compare(
                 expected = {k: v[rows] for k, v in proof.outputs.items()}
                 here = difference(outputs, found, expected, start)
                 worst = max(worst, here, key=lambda d: d.size)
-                if worst.size > limit:
+                if worst.size > proof.limit:
                     raise CheckpointError(
-                        f"the file differs from JAX by {describe(worst)} "
+                        f"the file differs from JAX by {describe(worst)} in JAX "
                         f"(batch {size}, {threads} threads, run {repeat + 1})",
-                        expected=f"at most {limit:g} in units of scale + slope |value|",
+                        expected=f"at most {proof.limit:.2g} in units of scale + slope |value|",
                         remedy="try the other --backend; nothing was written",
                     )
                 if threads == THREADS[0]:
@@ -103,7 +100,8 @@ def compare(
                 start += size
     return {
         "largest_difference": worst.size,
-        "limit": limit,
+        "limit": proof.limit,
+        "rounding": proof.rounding,
         "output": worst.output,
         "event": worst.event,
         "events": n_events,

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from xec_jax.export.graphs.base import Arrays, Port
 from xec_jax.geometry import FACES, INVALID, N_SENSORS, make_detector
+from xec_jax.sim.lxe import simulate_range
 from xec_jax.tasks import calorimeter
 from xec_jax.types import Array
 
@@ -53,9 +54,10 @@ def facts_of(config: ConfigDict) -> dict[str, Any]:
 def raw_events(config: ConfigDict, generator: np.random.Generator, n: int) -> Arrays:
     """Makes events of files.
 
-    A spot of light on one face and a few photons elsewhere, 2 % of the sensors without time and
-    2 % dead. The first events are those that break networks: no valid sensor, in two ways; dead
-    faces; numbers at the edges of what is valid; no light but in one sensor; too much of it.
+    The second half are simulated. The first half: a spot of light on one face and a few photons
+    elsewhere, 2 % of the sensors without time and 2 % dead. The first events are those that break
+    networks: no valid sensor, in two ways; dead faces; numbers at the edges of what is valid; no
+    light but in one sensor; too much of it.
     """
     detector = make_detector()
     place = detector.sensors.positions
@@ -63,11 +65,16 @@ def raw_events(config: ConfigDict, generator: np.random.Generator, n: int) -> Ar
     distance = np.linalg.norm(place - middle[:, None], axis=-1)
     light = 10 ** generator.uniform(2, 5, (n, 1)) / (1 + (distance / 4) ** 2)
     npho = generator.gamma(2.0, light / 2) + generator.exponential(2.0, (n, N_SENSORS))
-    if "relative" in config.data.npho_branch:
-        npho /= npho.max(1, keepdims=True)
     time = 1e-9 * (distance / 8 + generator.normal(0, 0.5, (n, N_SENSORS)))
     npho[generator.uniform(size=npho.shape) < 0.02] = INVALID
     time[generator.uniform(size=time.shape) < 0.02] = INVALID
+    n_simulated = n // 2
+    simulated = next(simulate_range(int(generator.integers(2**31)), 0, n_simulated))
+    npho[n - n_simulated :] = simulated["npho"]
+    time[n - n_simulated :] = simulated["relative_time"]
+    if "relative" in config.data.npho_branch:
+        largest = np.where(npho < INVALID, npho, 1.0).max(1, keepdims=True)
+        npho = np.where(npho < INVALID, npho / largest, INVALID)
     strange = ("nothing", "nan", "faces", "edges", "single", "bright")
     for row, kind in enumerate(strange[:n]):
         match kind:
