@@ -1,5 +1,6 @@
 """What an exported file has to be, checked without the exporter's own environment."""
 
+import contextlib
 import hashlib
 import json
 
@@ -24,6 +25,13 @@ from xec_jax.tasks import base
 PORT = {"name": "y", "scale": 2.0, "slope": 0.5}
 
 
+@contextlib.contextmanager
+def enabled_x64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
 @pytest.fixture(scope="module")
 def runs():
     """Config and parameters of a small network per task, with responses that are not 0."""
@@ -44,16 +52,18 @@ def runs():
 @pytest.mark.parametrize("task", ["regress", "mae", "inpaint"])
 def test_the_portable_form_is_that_of_the_training(runs, task):
     config, params = runs[task]
-    found = []
-    for portable in (True, False):
-        graph = make_graph(config, raw=True, portable=portable)
-        events = graph.events(np.random.default_rng(3), 7)
-        assert list(events) == [port.name for port in graph.inputs]
-        found.append(jax.device_get(jax.jit(graph.apply)(params, events)))
+    graphs = [make_graph(config, raw=True, portable=p, precision="float64") for p in (True, False)]
+    events = graphs[0].events(np.random.default_rng(3), 7)
+    assert list(events) == [port.name for port in graphs[0].inputs]
+    exact = jax.tree.map(lambda leaf: leaf.astype(np.float64), (params, events))
+    with enabled_x64():
+        found = [jax.device_get(jax.jit(graph.apply)(*exact)) for graph in graphs]
+    graph = graphs[0]
     for port in graph.outputs:
         assert found[0][port.name].shape == (7, *port.shape)
+        assert found[0][port.name].dtype == np.float64
     worst = proof.difference(manifest.ports_of(graph.outputs), *found)
-    assert 0 <= worst.size < 1e-5, proof.describe(worst)
+    assert 0 <= worst.size < 1e-12, proof.describe(worst)
     if task == "inpaint":
         check_living(events, found[0]["npho_filled"])
 
@@ -124,22 +134,26 @@ def toy_graph(apply):
 
 
 def test_a_network_that_magnifies_roundings_is_judged_by_that():
-    """Two large parameters that nearly cancel: their last bits are some 1e-5 of the answer."""
+    """A large number that is added and taken away again leaves its last bit as an error."""
 
-    def apply(params, inputs):
-        return {"y": inputs["x"] * (params["a"] - params["b"])}
+    def through(large):
+        def apply(params, inputs):
+            return {"y": (inputs["x"] * params["a"] + large * params["b"]) - large * params["b"]}
 
-    large = {"a": np.float32(101.0), "b": np.float32(100.0)}
-    calm = proof.make_proof(toy_graph(lambda p, i: {"y": i["x"] * p["a"]}), large, chunk=72)
-    assert 0 < calm.rounding < 2e-7
+        return toy_graph(apply)
+
+    params = {"a": np.float32(1.1), "b": np.float32(1.0)}
+    calm = proof.make_proof(through(0.0), through(0.0), params, chunk=72)
+    assert 0 < calm.rounding < 1e-7
     assert calm.limit == proof.LIMIT
-    shaky = proof.make_proof(toy_graph(apply), large, chunk=72, n_draws=8)
-    ulp = float(np.spacing(np.float32(100)))
-    assert ulp / 2 < shaky.rounding < 2 * ulp
-    assert shaky.limit == pytest.approx(2 * shaky.rounding)
-    wild = {"a": np.float32(100001.0), "b": np.float32(100000.0)}
-    with pytest.raises(CheckpointError, match="last bit of the parameters"):
-        proof.make_proof(toy_graph(apply), wild, chunk=72, n_draws=8)
+    assert calm.outputs["y"].dtype == np.float64
+    shaky = proof.make_proof(through(1000.0), through(1000.0), params, chunk=72)
+    ulp = float(np.spacing(np.float32(1000)))
+    assert ulp / 4 < shaky.rounding < ulp
+    assert shaky.limit == 2 * shaky.rounding
+    with pytest.raises(CheckpointError, match="in float32, JAX is off by"):
+        proof.make_proof(through(1e5), through(1e5), params, chunk=72)
+    assert jax.numpy.zeros(1).dtype == np.float32, "JAX is as it was"
 
 
 def test_a_proof_survives_its_file(tmp_path):

@@ -22,7 +22,7 @@ from xec_jax.errors import DataError
 from xec_jax.geometry import INVALID_ABOVE
 from xec_jax.kinematics import wrap_degrees
 from xec_jax.losses import Loss, make_loss, mean_loss
-from xec_jax.types import Array, ArrayLike, Mean
+from xec_jax.types import Array, ArrayLike, Mean, wide
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Target:
         Returns:
             Truth (b n), finite everywhere, and bool (b,), False where it is not known.
         """
-        value = jnp.asarray(batch[self.branch], jnp.float32).reshape(-1, self.n_components)
+        value = wide(batch[self.branch]).reshape(-1, self.n_components)
         is_known = (jnp.abs(value) <= INVALID_ABOVE).all(-1)
         if self.is_class:
             is_known &= ((value >= 0) & (value < N_CLASSES)).all(-1)
@@ -162,7 +162,7 @@ class Target:
 
     def _zero_ns(self, batch: Mapping[str, ArrayLike]) -> tuple[Array, Array]:
         """The time that was subtracted (b 1) in ns, and bool (b,), whether there was one."""
-        zero = jnp.asarray(batch[self.reference or ""], jnp.float32)
+        zero = wide(batch[self.reference or ""])
         is_timed = jnp.abs(zero) <= INVALID_ABOVE
         return jnp.where(is_timed, 1e9 * zero, 0.0)[:, None], is_timed
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from xec_jax.errors import ConfigError
 from xec_jax.geometry import INVALID_ABOVE
-from xec_jax.types import Array, ArrayLike
+from xec_jax.types import Array, ArrayLike, wide
 
 SCHEMES = ("log1p", "sqrt", "anscombe", "linear")
 RULES = ("positive", "domain")
@@ -70,6 +71,8 @@ class SensorTransform:
                 expected="of the order of 1e-7 s",
                 remedy="times are in seconds; look for a lost minus sign in the exponent",
             )
+        for key in ("sentinel_npho", "sentinel_time"):  # compared with what is float32
+            object.__setattr__(self, key, float(np.float32(getattr(self, key))))
 
     @property
     def domain_min(self) -> float:
@@ -148,7 +151,7 @@ class SensorTransform:
             x: float32 (..., s, 2), normalized npho and time, sentinels where invalid.
             valid: bool (..., s, 2).
         """
-        npho, time = jnp.asarray(npho, jnp.float32), jnp.asarray(time, jnp.float32)
+        npho, time = wide(npho), wide(time)
         npho_valid, time_valid = self.validity(npho, time)
         # Mask first, transform second: neither value nor gradient ever sees a marker.
         is_expressible = npho_valid & (npho >= self.domain_min)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
@@ -45,3 +46,9 @@ PredictFn = Callable[..., dict[str, Array]]
 
 InspectFn = Callable[[Params, Batch, Key], tuple[dict[str, Array], Terms, Metrics]]
 """Arrays with a leading event axis beside the loss terms and metrics of the same events."""
+
+
+def wide(x: ArrayLike) -> Array:
+    """Returns x for sums and other delicate arithmetic: in float32, or in float64 if it is that."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -79,14 +79,15 @@ def build(job: Job) -> dict[str, Any]:
     begun = time.monotonic()
     backend = {"jax2tf": jax2tf_backend, "jax2onnx": jax2onnx_backend}[job.backend]
     model = backend.to_onnx(graph, run.params, job.opset)
-    if job.saved_model:
-        jax2tf_backend.to_saved_model(graph, run.params, Path(job.saved_model))
     translated = time.monotonic()
     _name_axes(model)
     outputs = manifest.ports_of(graph.outputs)
     model.producer_name, model.producer_version = "xec_jax", version_of("xec_jax")
     verify.check_model(model)
-    verified = verify.compare(model.SerializeToString(), outputs, load_proof(Path(job.proof)))
+    proof = load_proof(Path(job.proof))
+    verified = verify.compare(model.SerializeToString(), outputs, proof)
+    if job.saved_model:
+        jax2tf_backend.to_saved_model(graph, run.params, Path(job.saved_model), proof)
     exporter = {"backend": job.backend, "opset": job.opset, "versions": versions()}
     facts = manifest.facts_of(graph, job.facts) | {"exporter": exporter, "verified": verified}
     del model.metadata_props[:]

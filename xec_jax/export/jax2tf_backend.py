@@ -5,6 +5,7 @@ Needs a JAX that still writes TensorFlow operators, 0.7.1 at the latest; `enviro
 
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import jax
 import numpy as np
 import onnx
 
-from xec_jax.export.graphs.base import Graph
+from xec_jax.export import manifest
+from xec_jax.export.graphs.base import Arrays, Graph
+from xec_jax.export.proof import Proof
+from xec_jax.export.verify import compare_once
 from xec_jax.types import Params
 
 LAST_JAX = (0, 7, 1)
@@ -74,14 +78,28 @@ def to_onnx(graph: Graph, params: Params, opset: int) -> onnx.ModelProto:
     return model
 
 
-def to_saved_model(graph: Graph, params: Params, folder: Path) -> None:
-    """Writes a graph as a TensorFlow SavedModel with the signature `serving_default`."""
+def to_saved_model(graph: Graph, params: Params, folder: Path, proof: Proof) -> None:
+    """Writes a graph as a TensorFlow SavedModel with the signature `serving_default`.
+
+    Raises:
+        CheckpointError: TensorFlow does not answer as JAX does; nothing is left of it.
+    """
     tf = _tensorflow()
     apply, signature = _by_position(graph, params), _signature(tf, graph)
     function = _function(tf, graph, apply, _shapes(graph), signature)
     module = tf.Module()
     module.apply = function
-    tf.saved_model.save(module, str(folder), signatures=function.get_concrete_function())
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as hidden:
+        made = Path(hidden) / "model"
+        tf.saved_model.save(module, str(made), signatures=function.get_concrete_function())
+        served = tf.saved_model.load(str(made)).signatures["serving_default"]
+
+        def run(inputs: Arrays) -> Arrays:
+            found = served(**{name: tf.constant(values) for name, values in inputs.items()})
+            return {name: values.numpy() for name, values in found.items()}
+
+        compare_once(run, manifest.ports_of(graph.outputs), proof, "SavedModel")
+        made.rename(folder)
 
 
 def _tensorflow() -> Any:

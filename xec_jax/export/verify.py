@@ -7,14 +7,14 @@ and again.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 
 from xec_jax.errors import CheckpointError
+from xec_jax.export.graphs.base import Arrays
 from xec_jax.export.proof import Difference, Proof, describe, difference
 
 BATCHES = (1, 7, 64)
@@ -74,51 +74,80 @@ def compare(data: bytes, outputs: Sequence[Mapping[str, Any]], proof: Proof) -> 
         CheckpointError: A larger difference, or answers that change from run to run.
     """
     worst = Difference(-1.0, "", 0, 0.0, 0.0)
-    first_answers: dict[int, dict[str, np.ndarray]] = {}
-    n_events = len(next(iter(proof.inputs.values())))
+    names = [port["name"] for port in outputs]
     for threads in THREADS:
-        session = _session(data, threads)
-        names = [port["name"] for port in outputs]
+        session, first_answers = _session(data, threads), None
+
+        def run(inputs: Arrays, session: ort.InferenceSession = session) -> Arrays:
+            return dict(zip(names, session.run(names, inputs), strict=True))
+
         for repeat in range(REPEATS):
-            start = 0
-            for size in BATCHES:
-                rows = slice(start, min(start + size, n_events))
-                inputs = {k: v[rows] for k, v in proof.inputs.items()}
-                found = dict(zip(names, session.run(names, inputs), strict=True))
-                expected = {k: v[rows] for k, v in proof.outputs.items()}
-                here = difference(outputs, found, expected, start)
-                worst = max(worst, here, key=lambda d: d.size)
-                if worst.size > proof.limit:
-                    raise CheckpointError(
-                        f"the file differs from JAX by {describe(worst)} in JAX "
-                        f"(batch {size}, {threads} threads, run {repeat + 1})",
-                        expected=f"at most {proof.limit:.2g} in units of scale + slope |value|",
-                        remedy="try the other --backend; nothing was written",
-                    )
-                if threads == THREADS[0]:
-                    _same(first_answers.setdefault(size, found), found, size)
-                start += size
+            where = f"{threads} threads, run {repeat + 1}"
+            here, answers = compare_once(run, outputs, proof, where)
+            worst = max(worst, here, key=lambda d: d.size)
+            if threads == 1:
+                _same(first_answers := first_answers or answers, answers)
     return {
         "largest_difference": worst.size,
         "limit": proof.limit,
         "rounding": proof.rounding,
         "output": worst.output,
         "event": worst.event,
-        "events": n_events,
+        "events": len(next(iter(proof.inputs.values()))),
         "batches": list(BATCHES),
         "threads": list(THREADS),
         "repeats": REPEATS,
     }
 
 
-def _same(first: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray], size: int) -> None:
-    for name, values in first.items():
-        if values.tobytes() != now[name].tobytes():
+def compare_once(
+    run: Callable[[Arrays], Arrays],
+    outputs: Sequence[Mapping[str, Any]],
+    proof: Proof,
+    where: str,
+) -> tuple[Difference, dict[int, Arrays]]:
+    """Asks for the events of a proof once, in batches of all sizes.
+
+    Args:
+        run: Inputs by name -> outputs by name.
+        outputs: Of the manifest.
+        proof: Events, the answers of JAX, and how much they may differ.
+        where: Circumstances, for the error.
+
+    Returns:
+        The largest difference, and the answers by size of the batch.
+
+    Raises:
+        CheckpointError: A difference above the limit.
+    """
+    worst, start = Difference(-1.0, "", 0, 0.0, 0.0), 0
+    answers = {}
+    for size in BATCHES:
+        rows = slice(start, start + size)
+        answers[size] = run({k: v[rows] for k, v in proof.inputs.items()})
+        expected = {k: v[rows] for k, v in proof.outputs.items()}
+        worst = max(
+            worst, difference(outputs, answers[size], expected, start), key=lambda d: d.size
+        )
+        if worst.size > proof.limit:
             raise CheckpointError(
-                f"output {name!r} changes from run to run, with one thread and batch {size}",
-                expected="the same bits each time",
+                f"the file differs from JAX by {describe(worst)} in JAX (batch {size}, {where})",
+                expected=f"at most {proof.limit:.2g} in units of scale + slope |value|",
                 remedy="try the other --backend; nothing was written",
             )
+        start += size
+    return worst, answers
+
+
+def _same(first: Mapping[int, Arrays], now: Mapping[int, Arrays]) -> None:
+    for size, answers in first.items():
+        for name, values in answers.items():
+            if values.tobytes() != now[size][name].tobytes():
+                raise CheckpointError(
+                    f"output {name!r} changes from run to run, with one thread and batch {size}",
+                    expected="the same bits each time",
+                    remedy="try the other --backend; nothing was written",
+                )
 
 
 def _session(data: bytes, threads: int) -> ort.InferenceSession:

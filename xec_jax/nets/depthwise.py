@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from xec_jax.nets.layers import fan_in_uniform
-from xec_jax.types import Array
+from xec_jax.types import Array, wide
 
 
 def grouped_convolution(x: Array, kernel: Array) -> Array:
@@ -47,10 +47,10 @@ def _sum_of_shifts(x: Array, kernel: Array) -> Array:
     h, w = x.shape[1:3]
     pad = size // 2
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    total = jnp.zeros(x.shape, jnp.float32)
+    total = wide(jnp.zeros_like(x))
     for i in range(size):
         for j in range(size):
-            total += padded[:, i : i + h, j : j + w].astype(jnp.float32) * kernel[i, j]
+            total += wide(padded[:, i : i + h, j : j + w]) * kernel[i, j]
     return total.astype(x.dtype)
 
 

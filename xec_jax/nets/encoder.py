@@ -17,7 +17,7 @@ from xec_jax.nets.hexgraph import HexEncoder
 from xec_jax.nets.layers import Dense
 from xec_jax.nets.positions import check_position, coordinate_code, face_types, index_code
 from xec_jax.transforms import SensorTransform
-from xec_jax.types import Array, ArrayLike
+from xec_jax.types import Array, ArrayLike, wide
 
 
 class XecEncoder(nn.Module):
@@ -90,7 +90,7 @@ class XecEncoder(nn.Module):
             name="fusion",
         )
         tokens = self._face_tokens(x, hidden, deterministic) + self._position_code()
-        return fusion(tokens, deterministic).astype(jnp.float32)
+        return wide(fusion(tokens, deterministic))
 
     def _check(self) -> None:
         check_position(self.position)
@@ -149,7 +149,7 @@ class XecEncoder(nn.Module):
                 y = graph(stacked, group[0], masks, deterministic)
             else:
                 y = grid(stacked, masks, deterministic)
-            y = y.reshape(-1, len(group), self.dim).astype(jnp.float32)
+            y = wide(y.reshape(-1, len(group), self.dim))
             tokens.update({face.name: y[:, i] for i, face in enumerate(group)})
         return jnp.stack([tokens[face.name] for face in self.faces], 1)
 

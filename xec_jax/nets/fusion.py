@@ -35,7 +35,8 @@ class SelfAttention(nn.Module):
         )
         if self.rotary:
             query, key = rotate(query), rotate(key)
-        scores = jnp.einsum("bqkc,btkc->bkqt", query, key, preferred_element_type=jnp.float32)
+        exact = jnp.promote_types(self.dtype, jnp.float32)
+        scores = jnp.einsum("bqkc,btkc->bkqt", query, key, preferred_element_type=exact)
         scores = scores * (d // self.n_heads) ** -0.5
         weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
         weights = weights / weights.sum(-1, keepdims=True)

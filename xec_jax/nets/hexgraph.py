@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from xec_jax.geometry import N_EDGE_TYPES, GraphFace
 from xec_jax.nets.convnext import NextBlock
 from xec_jax.nets.layers import Dense, LayerNorm, gelu
-from xec_jax.types import Array
+from xec_jax.types import Array, wide
 
 
 class HexDepthwise(nn.Module):
@@ -120,6 +120,6 @@ class HexEncoder(nn.Module):
             )
             x = block(x, graph, hidden, deterministic)
         # Hidden nodes count too: after the first block they carry what their neighbors know.
-        x = x.astype(jnp.float32).mean(1)
+        x = wide(x).mean(1)
         x = LayerNorm(1e-5, dtype=self.dtype, name="norm")(x)
         return Dense(self.features, self.dtype, name="project")(x)

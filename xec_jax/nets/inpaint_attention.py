@@ -13,7 +13,7 @@ from xec_jax.geometry import FACES, Detector
 from xec_jax.nets.layers import Dense, LayerNorm, gelu
 from xec_jax.nets.neighbors import Neighbors, nearest_sensors
 from xec_jax.nets.positions import coordinate_code, face_types
-from xec_jax.types import Array
+from xec_jax.types import Array, wide
 
 HIDDEN_SCORE = -1e4
 """Score of a neighbor that must not be seen; among such neighbors alone all count alike."""
@@ -22,7 +22,7 @@ NO_SCORE = -1e9
 
 def softmax(scores: Array) -> Array:
     """Softmax over the last axis in float32, in a form that exports."""
-    scores = scores.astype(jnp.float32)
+    scores = wide(scores)
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(-1, keepdims=True)))
     return weights / weights.sum(-1, keepdims=True)
 
@@ -42,11 +42,11 @@ def neighbor_mean(y: Array, scores: Array, hidden: Array, neighbors: Neighbors) 
     Returns:
         float32 (b ... c). Where all neighbors are hidden their plain mean.
     """
-    scores = jnp.where(hidden[..., None], HIDDEN_SCORE, scores.astype(jnp.float32))
+    scores = jnp.where(hidden[..., None], HIDDEN_SCORE, wide(scores))
     seen = list(neighbors(scores, NO_SCORE))
     top = lax.stop_gradient(functools.reduce(jnp.maximum, seen))
     weights = [jnp.exp(score - top) for score in seen]
-    parts = [w * v.astype(jnp.float32) for w, v in zip(weights, neighbors(y, 0.0), strict=True)]
+    parts = [w * wide(v) for w, v in zip(weights, neighbors(y, 0.0), strict=True)]
     return functools.reduce(operator.add, parts) / functools.reduce(operator.add, weights)
 
 
@@ -69,7 +69,7 @@ class NeighborReadout(nn.Module):
         token = jnp.broadcast_to(token.reshape(-1, *(1,) * (y.ndim - 2), token.shape[-1]), y.shape)
         y = jnp.concatenate([mean.astype(self.dtype), token], -1)
         y = gelu(Dense(self.width, self.dtype, name="hidden")(y))
-        return Dense(self.out, self.dtype, name="predict")(y).astype(jnp.float32)
+        return wide(Dense(self.out, self.dtype, name="predict")(y))
 
 
 class CrossAttentionHead(nn.Module):
@@ -118,7 +118,7 @@ class CrossAttentionHead(nn.Module):
         far = self._ask_tokens(tokens, faces, place)
         y = LayerNorm(1e-5, dtype=self.dtype, name="norm")(jnp.concatenate([near, far], -1))
         y = gelu(Dense(self.width, self.dtype, name="hidden")(y))
-        return Dense(self.out, self.dtype, name="predict")(y).astype(jnp.float32)
+        return wide(Dense(self.out, self.dtype, name="predict")(y))
 
     def _ask_sensors(self, x: Array, hidden: Array, place: Array) -> Array:
         table = nearest_sensors(self.detector, self.n_neighbors)

@@ -14,7 +14,7 @@ from xec_jax.nets.convnext import ConvNeXtBlock
 from xec_jax.nets.inpaint_attention import NO_SCORE, NeighborReadout, softmax
 from xec_jax.nets.layers import Conv, ConvTranspose, Dense, gelu
 from xec_jax.nets.neighbors import box_neighbors
-from xec_jax.types import Array
+from xec_jax.types import Array, wide
 
 HeadType = Literal["per_face", "masked_attention", "global_only"]
 
@@ -71,7 +71,7 @@ class GroupNorm(nn.Module):
         """Maps (b h w c) to the same shape."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        y = x.astype(jnp.float32).reshape(*x.shape[:3], self.n_groups, -1)
+        y = wide(x).reshape(*x.shape[:3], self.n_groups, -1)
         y = y - y.mean((1, 2, 4), keepdims=True)
         y = y * lax.rsqrt((y * y).mean((1, 2, 4), keepdims=True) + self.epsilon)
         return (y.reshape(x.shape) * scale + bias).astype(self.dtype)
@@ -134,7 +134,7 @@ class GridHead(nn.Module):
             readout = NeighborReadout(self.out, self.width, self.dtype, name="readout")
             return readout(y, token, hidden, box_neighbors)
         y = gelu(Conv(self.width // 2, 3, 1, 1, self.dtype, name="hidden")(y))
-        return Conv(self.out, 1, dtype=self.dtype, name="predict")(y).astype(jnp.float32)
+        return wide(Conv(self.out, 1, dtype=self.dtype, name="predict")(y))
 
 
 class FineGridHead(nn.Module):
@@ -171,12 +171,12 @@ class FineGridHead(nn.Module):
             context = GridContext(width, portable=self.portable, dtype=self.dtype, name="context")
             table, exists = self.regions.pixels(self.face)
             y = context(cells, token).reshape(-1, self.face.shape[0] * self.face.shape[1], width)
-            scores = Dense(1, self.dtype, name="score")(y)[..., 0].astype(jnp.float32)
+            scores = wide(Dense(1, self.dtype, name="score")(y)[..., 0])
             scores = jnp.where(exists, jnp.take(scores, table, axis=1, mode="clip"), NO_SCORE)
             y = jnp.take(y, table, axis=1, mode="clip")
             y = jnp.einsum("bmk,bmkc->bmc", softmax(scores).astype(self.dtype), y)
             token = jnp.broadcast_to(token[:, None], (*y.shape[:2], width))
             y = jnp.concatenate([y, token], -1)
             y = gelu(Dense(width, self.dtype, name="hidden")(y))
-        y = Dense(self.out, self.dtype, name="predict")(y).astype(jnp.float32)
+        y = wide(Dense(self.out, self.dtype, name="predict")(y))
         return jnp.broadcast_to(y, (y.shape[0], n_sensors, self.out))

@@ -21,7 +21,7 @@ from xec_jax.nets.inpaint_attention import CrossAttentionHead, NeighborReadout
 from xec_jax.nets.inpaint_grid import FineGridHead, GridHead, HeadType, SensorRegions
 from xec_jax.nets.layers import Dense, LayerNorm, gelu
 from xec_jax.nets.neighbors import node_neighbors
-from xec_jax.types import Array
+from xec_jax.types import Array, wide
 
 HEAD_TYPES = ("per_face", "masked_attention", "cross_attention", "global_only")
 
@@ -67,7 +67,7 @@ class GraphHead(nn.Module):
             return readout(y, token, hidden, node_neighbors(self.graph))
         y = LayerNorm(1e-5, dtype=self.dtype, name="norm")(y)
         y = gelu(Dense(self.width // 2, self.dtype, name="hidden")(y))
-        return Dense(self.out, self.dtype, name="predict")(y).astype(jnp.float32)
+        return wide(Dense(self.out, self.dtype, name="predict")(y))
 
 
 class Inpainter(nn.Module):

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from xec_jax.types import Array, Key
+from xec_jax.types import Array, Key, wide
 
 Initializer = Callable[..., Array]
 
@@ -35,7 +35,7 @@ def gelu(x: Array) -> Array:
     `jax.nn.gelu(approximate=False)` uses erfc, which is seven times slower on CPU and has no
     ONNX operator.
     """
-    y = x.astype(jnp.float32)
+    y = wide(x)
     return (0.5 * y * (1 + lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
@@ -147,7 +147,7 @@ class LayerNorm(nn.Module):
         shape, axes = x.shape[-self.axes :], tuple(range(-self.axes, 0))
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
-        y = x.astype(jnp.float32)
+        y = wide(x)
         y = y - y.mean(axes, keepdims=True)
         y = y * lax.rsqrt((y * y).mean(axes, keepdims=True) + self.epsilon)
         return (y * scale + bias).astype(self.dtype)
@@ -171,7 +171,7 @@ class GRN(nn.Module):
         """Maps (b ... c) to the same shape."""
         gamma = self.param("gamma", nn.initializers.zeros, x.shape[-1:])
         beta = self.param("beta", nn.initializers.zeros, x.shape[-1:])
-        y = x.astype(jnp.float32)
+        y = wide(x)
         power = (y * y).sum(tuple(range(1, y.ndim - 1)), keepdims=True)
         # The slope of a square root at 0 is infinite; a channel that is 0 everywhere gets 0.
         is_on = power > 0

@@ -11,7 +11,7 @@ from xec_jax.nets.encoder import XecEncoder
 from xec_jax.nets.faces import CHANNELS
 from xec_jax.nets.hexgraph import HexNeXtBlock
 from xec_jax.nets.layers import ConvTranspose, Dense, LayerNorm, gelu, resize
-from xec_jax.types import Array
+from xec_jax.types import Array, wide
 
 
 class GridDecoder(nn.Module):
@@ -39,7 +39,7 @@ class GridDecoder(nn.Module):
             y = ConvTranspose(width, 2, self.dtype, name=f"up{i}")(y)
             y = gelu(LayerNorm(1e-5, axes=3, dtype=self.dtype, name=f"norm{i}")(y))
         y = ConvTranspose(self.out, 1, self.dtype, name="predict")(y)
-        return resize(y.astype(jnp.float32), self.shape)
+        return resize(wide(y), self.shape)
 
 
 class HexDecoder(nn.Module):
@@ -72,7 +72,7 @@ class HexDecoder(nn.Module):
             )
             y = block(y, self.graph)
         y = LayerNorm(1e-5, dtype=self.dtype, name="norm")(y)
-        return Dense(self.out, self.dtype, name="predict")(y).astype(jnp.float32)
+        return wide(Dense(self.out, self.dtype, name="predict")(y))
 
 
 class MaskedAutoencoder(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 
 from xec_jax.errors import ConfigError
 from xec_jax.geometry import FACES, Face
-from xec_jax.types import Array
+from xec_jax.types import Array, wide
 
 POSITIONS = ("learned", "sinusoidal", "geometric", "face_type", "rotary", "none")
 N_BANDS = 8
@@ -84,7 +84,7 @@ def rotate(x: Array) -> Array:
     """
     angle = _angles(x.shape[1], x.shape[-1])[:, None]
     cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-    first, second = jnp.split(x.astype(jnp.float32), 2, -1)
+    first, second = jnp.split(wide(x), 2, -1)
     turned = [first * cosine - second * sine, first * sine + second * cosine]
     return jnp.concatenate(turned, -1).astype(x.dtype)
 

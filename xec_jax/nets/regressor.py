@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from xec_jax.nets.encoder import XecEncoder
 from xec_jax.nets.layers import Dense, LayerNorm, gelu
-from xec_jax.types import Array
+from xec_jax.types import Array, wide
 
 
 class TaskHead(nn.Module):
@@ -31,7 +31,7 @@ class TaskHead(nn.Module):
     def __call__(self, tokens: Array, deterministic: bool = True) -> Array:
         """Maps (b t d) to float32 (b out)."""
         y = tokens.reshape(tokens.shape[0], -1)
-        y = Dense(self.hidden, self.dtype, name="stem")(y).astype(jnp.float32)
+        y = wide(Dense(self.hidden, self.dtype, name="stem")(y))
         y = gelu(LayerNorm(1e-5, name="norm")(y))
         y = nn.Dropout(self.dropout)(y, deterministic)
         y = gelu(Dense(self.hidden, name="expand")(y))

@@ -22,7 +22,7 @@ from xec_jax.types import Array, Batch, Key
 
 ENCODER_FACTS = ("num_heads", "position", "outer_split", "pool_valid_times", "zero_hidden_input")
 SPLITS = ("normalized", "raw")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+PRECISIONS = ("float32", "bfloat16")
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def encoder_of(config: ConfigDict) -> XecEncoder:
         position=model.position,
         centers=tuple((float(x), float(y), float(z)) for x, y, z in detector.face_centers()),
         zero_hidden_input=model.zero_hidden_input,
-        dtype=DTYPES[config.train.precision],
+        dtype=jnp.dtype(config.train.precision),
         **view_of(config),
     )
 
@@ -111,9 +111,9 @@ def check(config: ConfigDict) -> None:
     Raises:
         ConfigError: A value out of its range.
     """
-    if config.train.precision not in DTYPES:
+    if config.train.precision not in PRECISIONS:
         raise ConfigError(
-            f"train.precision is {config.train.precision!r}", expected=" or ".join(DTYPES)
+            f"train.precision is {config.train.precision!r}", expected=" or ".join(PRECISIONS)
         )
     for key in ("encoder_dim", "num_heads", "num_fusion_layers", "dim_feedforward"):
         if (value := config.model[key]) is not None and value < 1:

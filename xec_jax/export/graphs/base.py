@@ -75,8 +75,9 @@ def make_graph(
     raw: bool = False,
     tasks: Sequence[str] = (),
     portable: bool = True,
+    precision: str = "float32",
 ) -> Graph:
-    """Builds what is to be exported of a run, in float32 whatever it was trained in.
+    """Builds what is to be exported of a run.
 
     Args:
         config: Of the run.
@@ -85,6 +86,8 @@ def make_graph(
         tasks: Quantities of a regression to export; all if empty.
         portable: Use forms that export well. The others are those of the training, which the
             file is compared with.
+        precision: Of the arithmetic, whatever the run was trained in. float64 is what answers are
+            compared with; JAX has to be set to it when the graph is applied.
 
     Raises:
         ConfigError: An experiment, part or quantity that cannot be exported.
@@ -92,7 +95,7 @@ def make_graph(
     module, part = _experiment(config.task), part_of(config, part)
     config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.train.precision = "float32"
+        config.train.precision = precision
         if "augment" in config.data:  # of training alone: its bank may be gone by now
             config.data.augment.update({"dead_patterns": None, "dead_pattern_share": 0.0})
     graph: Graph = module.make_graph(config, part, raw=raw, tasks=tasks, portable=portable)

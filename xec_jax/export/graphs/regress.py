@@ -15,7 +15,7 @@ from xec_jax.export.graphs.encoder import encoder_graph
 from xec_jax.targets import Target
 from xec_jax.tasks import regress
 from xec_jax.tasks.quantities import targets_of
-from xec_jax.types import Array, Params
+from xec_jax.types import Array, Params, wide
 
 PARTS = ("network", "encoder")
 
@@ -40,7 +40,7 @@ def make_graph(
     def apply(params: Params, inputs: dict[str, Array]) -> dict[str, Array]:
         if raw:
             found = experiment.predict(params, inputs)
-            return {name: value.astype(jnp.float32) for name, value in found.items()}
+            return {name: wide(value) for name, value in found.items()}
         outputs = experiment.outputs_from(params, inputs["input"])
         return {_output(name, targets): value for name, value in outputs.items()}
 
