@@ -19,6 +19,7 @@ from xec_jax.targets import QUANTITIES
 from xec_jax.train import status
 
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
+CHECKED = [*SCRIPTS, ROOT / "examples/cpp/get_onnxruntime.sh", ROOT / ".ci/run"]
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def test_shellcheck_finds_nothing():
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
     done = subprocess.run(
-        [shellcheck, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=False
+        [shellcheck, "-x", *CHECKED], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
     assert not [path.name for path in SCRIPTS if re.search(r"\beval\b", path.read_text())]

@@ -1,5 +1,6 @@
 """Inpainting heads of the rectangular faces: per cell, and per sensor on the fine grid."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from jax.typing import DTypeLike
 from xec_jax.geometry import GridFace
 from xec_jax.nets.convnext import ConvNeXtBlock
 from xec_jax.nets.inpaint_attention import NO_SCORE, NeighborReadout, softmax
-from xec_jax.nets.layers import Conv, ConvTranspose, Dense, gelu
+from xec_jax.nets.layers import Conv, ConvTranspose, Dense, gelu, sum_by_axis
 from xec_jax.nets.neighbors import box_neighbors
 from xec_jax.types import Array, wide
 
@@ -72,8 +73,10 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         y = wide(x).reshape(*x.shape[:3], self.n_groups, -1)
-        y = y - y.mean((1, 2, 4), keepdims=True)
-        y = y * lax.rsqrt((y * y).mean((1, 2, 4), keepdims=True) + self.epsilon)
+        axes = (1, 2, 4)
+        n = math.prod(y.shape[axis] for axis in axes)
+        y = y - sum_by_axis(y, axes) / n
+        y = y * lax.rsqrt(sum_by_axis(y * y, axes) / n + self.epsilon)
         return (y.reshape(x.shape) * scale + bias).astype(self.dtype)
 
 

@@ -39,6 +39,17 @@ def gelu(x: Array) -> Array:
     return (0.5 * y * (1 + lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
+def sum_by_axis(x: Array, axes: Sequence[int]) -> Array:
+    """Sums over axes and keeps them, one after the other, the last one first.
+
+    ONNX Runtime adds one number to the other: over the pixels of a face at once, roundings grow to
+    many last bits. XLA makes one sum of it again.
+    """
+    for axis in reversed(axes):
+        x = x.sum(axis, keepdims=True)
+    return x
+
+
 class Dense(nn.Module):
     """Affine map of the last axis.
 
@@ -172,7 +183,7 @@ class GRN(nn.Module):
         gamma = self.param("gamma", nn.initializers.zeros, x.shape[-1:])
         beta = self.param("beta", nn.initializers.zeros, x.shape[-1:])
         y = wide(x)
-        power = (y * y).sum(tuple(range(1, y.ndim - 1)), keepdims=True)
+        power = sum_by_axis(y * y, range(1, y.ndim - 1))
         # The slope of a square root at 0 is infinite; a channel that is 0 everywhere gets 0.
         is_on = power > 0
         norm = jnp.where(is_on, jnp.sqrt(jnp.where(is_on, power, 1.0)), 0.0)
