@@ -46,7 +46,10 @@ class Graph:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         facts = {
             "inputs": [{"name": k, "shape": list(v)} for k, v in inputs.items()],
-            "outputs": [{"name": k, "shape": list(v)} for k, v in outputs.items()],
+            "outputs": [
+                {"name": k, "shape": list(v), "scale": 1.0, "slope": 1.0}
+                for k, v in outputs.items()
+            ],
         } | facts
         helper.set_model_props(model, {"xec_jax": json.dumps(facts)} if facts["format"] else {})
         onnx.checker.check_model(model)

@@ -40,6 +40,7 @@ LEVELS = {
     **dict.fromkeys(["snpe", "export", "convert", "simulate"], 5),
     "inference": 5.2,
     "predict": 5.3,
+    "quantize": 5.3,
     "evaluate": 5.5,
     "display": 5,
     "search": 5,

@@ -7,7 +7,9 @@ Source: MEG II conventions. u runs along the beam, v along the arc of the inner 
 depth behind it; theta = acos(z) and phi = atan2(y, -x), since the detector sits on the -x side.
 """
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from xec_jax.geometry import INNER_RADIUS_CM
 from xec_jax.types import Array, ArrayLike
@@ -45,7 +47,8 @@ def vector_to_angles(vector: ArrayLike) -> Array:
 
 def wrap_degrees(angle: ArrayLike) -> ArrayLike:
     """Takes whole turns off a difference of angles, which leaves (-180, 180]."""
-    return angle + 360.0 * ((180.0 - angle) // 360.0)
+    floor = jnp.floor if isinstance(angle, jax.Array) else np.floor  # not //, which jax2onnx lacks
+    return angle + 360.0 * floor((180.0 - angle) / 360.0)
 
 
 def opening_angle(a: ArrayLike, b: ArrayLike) -> Array:

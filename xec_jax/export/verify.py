@@ -76,7 +76,7 @@ def compare(data: bytes, outputs: Sequence[Mapping[str, Any]], proof: Proof) -> 
     worst = Difference(-1.0, "", 0, 0.0, 0.0)
     names = [port["name"] for port in outputs]
     for threads in THREADS:
-        session, first_answers = _session(data, threads), None
+        session, first_answers = session_of(data, threads), None
 
         def run(inputs: Arrays, session: ort.InferenceSession = session) -> Arrays:
             return dict(zip(names, session.run(names, inputs), strict=True))
@@ -150,7 +150,8 @@ def _same(first: Mapping[int, Arrays], now: Mapping[int, Arrays]) -> None:
                 )
 
 
-def _session(data: bytes, threads: int) -> ort.InferenceSession:
+def session_of(data: bytes, threads: int) -> ort.InferenceSession:
+    """Loads a model on the CPU with so many threads; CheckpointError if that fails."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3

@@ -84,28 +84,28 @@ class Exported(Network):
     def __call__(self, batch: Mapping[str, Any]) -> Answer:
         """Returns what is predicted; energies, photons and so on in the units of `predict`."""
         batch = trained.complete(batch, self.task)
+        found = self.model(self.given(batch))
         if self._is_raw:
-            return self.model(self._given(batch))
-        sensors = {name: batch[name] for name in CHANNELS if name in batch}
-        x, valid = map(np.asarray, self._encode(sensors))
-        found = self.model(self._given(batch, x, valid))
+            return found
         if self._targets:
             return self._predictions(found, batch)
-        return self._filled(found, batch, valid) if "npho_filled" in found else found
+        return self._filled(found, batch) if "npho_filled" in found else found
 
-    def _given(
-        self,
-        batch: Mapping[str, Any],
-        x: np.ndarray | None = None,
-        valid: np.ndarray | None = None,
-    ) -> Answer:
-        """The inputs of the model, from normalized features (b s 2) if there are any."""
+    def given(self, batch: Mapping[str, Any]) -> Answer:
+        """Returns the inputs of the model for the events of a batch."""
+        batch = trained.complete(batch, self.task)
         nothing = np.zeros((len(batch["weight"]), N_SENSORS), np.float32)
         arrays = {**batch, "hidden_mask": nothing, "dead_mask": nothing}
-        if x is not None and valid is not None:
+        if not self._is_raw:
+            x, valid = self._features(batch)
             arrays |= {"input": x, "npho": x[..., 0], "time": x[..., 1]}
             arrays["dead_mask"] = ~valid[..., 0]
         return {name: np.asarray(arrays[name]) for name in self.model.inputs}
+
+    def _features(self, batch: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Normalized features and whether they are valid, both (b s 2)."""
+        x, valid = self._encode({name: batch[name] for name in CHANNELS if name in batch})
+        return np.asarray(x), np.asarray(valid)
 
     def _predictions(self, found: Answer, batch: Mapping[str, Any]) -> Answer:
         values: dict[str, Any] = {}
@@ -114,10 +114,11 @@ class Exported(Network):
             values |= target.predictions(jnp.asarray(found[name]), batch)
         return {name: np.asarray(value) for name, value in values.items()}
 
-    def _filled(self, found: Answer, batch: Mapping[str, Any], valid: np.ndarray) -> Answer:
+    def _filled(self, found: Answer, batch: Mapping[str, Any]) -> Answer:
         values = {"npho_filled": self._npho_inverse(found["npho_filled"])}
         if "time_filled" in found:
             values["time_filled"] = self._time_inverse(found["time_filled"])
+        _, valid = self._features(batch)
         # What was measured comes back as it was, without the rounding of there and back.
         return {
             name: np.where(valid[..., 0], batch[name.removesuffix("_filled")], value)
