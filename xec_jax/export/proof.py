@@ -82,8 +82,7 @@ def make_proof(
     inputs = graph.events(np.random.default_rng(seed), N_EVENTS)
     ports = [port._asdict() for port in graph.outputs]
     found = _answers(graph, params, inputs, chunk, np.float32)
-    with _in_float64():
-        outputs = _answers(exact, params, inputs, chunk, np.float64)
+    outputs = answers_in_float64(exact, params, inputs, chunk)
     worst = difference(ports, found, outputs)
     if worst.size > UNSTABLE:
         raise CheckpointError(
@@ -92,6 +91,12 @@ def make_proof(
             remedy="look at the training, its numbers grow; another --step may be sound",
         )
     return Proof(inputs, outputs, worst.size)
+
+
+def answers_in_float64(exact: Graph, params: Params, inputs: Arrays, chunk: int) -> Arrays:
+    """Computes the answers of a graph in float64, `chunk` events at a time."""
+    with _in_float64():
+        return _answers(exact, params, inputs, chunk, np.float64)
 
 
 def _answers(graph: Graph, params: Params, inputs: Arrays, chunk: int, dtype: Any) -> Arrays:
@@ -105,7 +110,7 @@ def _answers(graph: Graph, params: Params, inputs: Arrays, chunk: int, dtype: An
     params = jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
     parts = []
     with jax.default_matmul_precision("highest"):
-        for start in range(0, N_EVENTS, chunk):
+        for start in range(0, len(next(iter(inputs.values()))), chunk):
             rows = slice(start, start + chunk)
             some = {name: values[rows].astype(dtype) for name, values in inputs.items()}
             parts.append(jax.device_get(answer(params, some)))
