@@ -12,11 +12,12 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper
 
 from xec_jax import config as configs
 from xec_jax.errors import CheckpointError, ConfigError
-from xec_jax.export import environment, manifest, proof, verify
+from xec_jax.export import environment, fusions, manifest, proof, verify
 from xec_jax.export.__main__ import main
 from xec_jax.export.builder import OPSETS, Job, read_answer, save_job
 from xec_jax.export.graphs.base import Graph, Port, make_graph
@@ -201,6 +202,40 @@ def test_operators_that_are_wrong_in_silence_are_refused():
     model.graph.node[0].domain = "far.away"
     with pytest.raises(CheckpointError, match=r"far\.away"):
         verify.check_model(model)
+
+
+def gelu_model(factor, *, first="x", second="c"):
+    """A model y = 0.5 x (1 + erf(x factor)) of (b 3)."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b", 3]) for name in "xy")
+    constants = {"c": factor, "one": 1.0, "half": 0.5}
+    nodes = [
+        helper.make_node("Mul", [first, second], ["scaled"]),
+        helper.make_node("Erf", ["scaled"], ["e"]),
+        helper.make_node("Add", ["e", "one"], ["f"]),
+        helper.make_node("Mul", ["x", "half"], ["h"]),
+        helper.make_node("Mul", ["h", "f"], ["y"]),
+    ]
+    weights = [onnx.numpy_helper.from_array(np.float32(v), k) for k, v in constants.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("order", [("x", "c"), ("c", "x")])
+def test_gelus_are_joined_and_stay_the_same(order, tmp_path):
+    plain, changed = (gelu_model(0.5**0.5, first=order[0], second=order[1]) for _ in range(2))
+    assert fusions.divide_before_erf(changed) == 1
+    assert fusions.divide_before_erf(gelu_model(0.7)) == 0
+    onnx.checker.check_model(changed)
+    x = np.linspace(-6, 6, 300, dtype=np.float32).reshape(-1, 3)
+    found = [
+        verify.session_of(m.SerializeToString(), 1).run(None, {"x": x})[0] for m in (plain, changed)
+    ]
+    np.testing.assert_allclose(*found, atol=4e-7)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "joined.onnx")
+    onnxruntime.InferenceSession(changed.SerializeToString(), options)
+    joined = onnx.load(tmp_path / "joined.onnx").graph.node
+    assert [node.op_type for node in joined] == ["Gelu"]
 
 
 def test_weights_outside_of_the_file_are_refused():

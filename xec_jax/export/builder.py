@@ -68,7 +68,7 @@ def build(job: Job) -> dict[str, Any]:
         CheckpointError: The file does not do what the network does; nothing is left of it.
         DiskError: The folder cannot be written.
     """
-    from xec_jax.export import jax2onnx_backend, jax2tf_backend, manifest, verify
+    from xec_jax.export import fusions, jax2onnx_backend, jax2tf_backend, manifest, verify
     from xec_jax.export.graphs.base import make_graph
     from xec_jax.export.model import METADATA_KEY
     from xec_jax.export.proof import load_proof
@@ -81,6 +81,7 @@ def build(job: Job) -> dict[str, Any]:
     model = backend.to_onnx(graph, run.params, job.opset)
     translated = time.monotonic()
     _name_axes(model)
+    fusions.divide_before_erf(model)
     outputs = manifest.ports_of(graph.outputs)
     model.producer_name, model.producer_version = "xec_jax", version_of("xec_jax")
     verify.check_model(model)
