@@ -58,7 +58,7 @@ HEAVY = {  # module -> the only files that may import it at all
     "array_record": {"data/tfds/source.py", "data/tfds/builder.py"},
     "orbax": {"train/checkpoint.py"},
     "uproot": {"data/root/file.py", "data/root/writer.py"},
-    "onnxruntime": {"export/model.py", "export/verify.py"},
+    "onnxruntime": {"export/model.py", "export/verify.py", "export/precision.py"},
     "torch": {"convert.py"},
     "yaml": {"yaml_configs.py"},
     "optuna": {"search/study.py"},
