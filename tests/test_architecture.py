@@ -14,6 +14,7 @@ LEVELS = {
     "types": 0,
     "errors": 0,
     "redact": 0,
+    "outputs": 0.5,
     "config": 1.0,
     "defaults": 1.05,
     "yaml_tables": 1.055,

@@ -392,6 +392,29 @@ BROKEN_JSON = {
 }
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "events.floats"])
+def test_inputs_are_never_replaced(cpp_programs, small, name):
+    before = (small / name).read_bytes()
+    words = (small / "model.onnx", small / "events.floats", "--output", small / name)
+    error = cpp_programs.run("xec_infer", *words, "--overwrite", code=2)
+    assert f"{small / name} is an input as well" in error
+    assert (small / name).read_bytes() == before
+
+
+def test_columns_that_appear_twice(cpp_programs, small):
+    model, events = small / "model.onnx", small / "events.floats"
+    columns = json.loads(model.with_name("model.onnx.json").read_text())["inputs"]
+    arrays = photons(5, SMALL)
+    write_floats(events, [columns[0], *columns], arrays)
+    error = cpp_programs.run("xec_infer", model, events, code=2)
+    assert "two columns npho" in error
+
+
+def test_absurd_numbers_of_threads(cpp_programs, small):
+    error = cpp_programs.run("xec_infer", small / "model.onnx", "--threads", 5000, code=2)
+    assert "--threads 5000\n  expected: a whole number from 1 to 256" in error
+
+
 def test_broken_json_is_refused(cpp_programs):
     found = cpp_programs.run("checks", "json", input="\n".join(BROKEN_JSON))
     assert found.splitlines() == [f"line is no JSON: {what}" for what in BROKEN_JSON.values()]

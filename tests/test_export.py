@@ -16,7 +16,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from xec_jax import config as configs
-from xec_jax.errors import CheckpointError, ConfigError
+from xec_jax.errors import CheckpointError, ConfigError, DiskError
 from xec_jax.export import environment, fusions, manifest, proof, verify
 from xec_jax.export.__main__ import main
 from xec_jax.export.builder import OPSETS, Job, read_answer, save_job
@@ -263,6 +263,24 @@ def test_a_model_and_its_sidecars_agree(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         *("a.onnx", "a.onnx.json", "a.onnx.sha256")
     ]
+
+
+def test_outputs_are_looked_at_before_the_work(tmp_path):
+    words = ["--run", str(tmp_path), "--output"]
+    with pytest.raises(DiskError, match="there is no folder"):
+        main([*words, str(tmp_path / "none" / "a.onnx")])
+    (tmp_path / "a.onnx.json").touch()
+    with pytest.raises(ConfigError, match=r"a\.onnx\.json exists"):
+        main([*words, str(tmp_path / "a.onnx")])
+    fresh = [*words, str(tmp_path / "b.onnx"), "--saved_model"]
+    with pytest.raises(DiskError, match="there is no folder"):
+        main([*fresh, str(tmp_path / "none" / "saved")])
+    with pytest.raises(ConfigError, match="--wheelhouse without --setup"):
+        main([*words, str(tmp_path / "b.onnx"), "--wheelhouse", "x"])
+    with pytest.raises(ConfigError, match="is no folder that exists"):
+        main(["--setup", "--wheelhouse", str(tmp_path / "none")])
+    with pytest.raises(ConfigError, match="--setup alone"):
+        main(["--setup", *words, str(tmp_path / "b.onnx")])
 
 
 def test_errors_of_the_other_environment_come_back(tmp_path):

@@ -114,6 +114,13 @@ def content(path):
         return file["tree"].arrays(library="np")
 
 
+def test_the_events_are_never_replaced(model, data):
+    before = data.read_bytes()
+    with pytest.raises(ConfigError, match="is an input as well"):
+        predict(data, "--onnx", model, "--input", data, "--overwrite")
+    assert data.read_bytes() == before
+
+
 def test_a_single_task_has_its_name_from_the_metadata(run, params, data, expected, tmp_path):
     path = toys.linear(tmp_path / "energy.onnx", run, params, raw=False, names=("energy",))
     _, arrays, _ = predict(tmp_path / "o.root", "--onnx", path, "--input", data)

@@ -14,7 +14,7 @@ import onnx_toys as toys
 from evaluating import make_run, small_networks
 from onnx import TensorProto, helper, numpy_helper
 
-from xec_jax.errors import CheckpointError, ConfigError, DataError
+from xec_jax.errors import CheckpointError, ConfigError, DataError, DiskError
 from xec_jax.export import precision, verify
 from xec_jax.export.model import OnnxModel
 from xec_jax.quantize import main
@@ -112,6 +112,10 @@ def test_refusals_leave_nothing(model, events, tmp_path):
         quantize(model, few, "int8", output)
     with pytest.raises(ConfigError, match=r"ends in \.onnx"):
         quantize(model, events, "int8", output.with_suffix(".bin"))
+    with pytest.raises(DiskError, match="there is no folder"):
+        quantize(model, events, "int8", output.parent / "none" / "small.onnx")
+    with pytest.raises(ConfigError, match="is an input as well"):
+        quantize(model, events, "int8", model, "--overwrite")
     assert not list(output.parent.iterdir())
     quantize(model, events, "float16", output)
     with pytest.raises(ConfigError, match="exists"):

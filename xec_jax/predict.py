@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xec_jax.errors import EXIT_CODES, ConfigError, run_command
+from xec_jax.outputs import check_new
 
 if TYPE_CHECKING:
     from xec_jax.data.source import Source
@@ -118,12 +119,7 @@ def main(argv: Sequence[str]) -> int:
     trained.refuse_caches(options.input)
     files = resolve_paths(options.input)
     output = options.output or _auto_name(files)
-    if output.exists() and not options.overwrite:
-        raise ConfigError(
-            f"{output} exists",
-            expected="a new file",
-            remedy="choose another --output, or --overwrite",
-        )
+    check_new([output], overwrite=options.overwrite, inputs=files)
     network, dead_list = _network(options)
     data = network.data
     data.tree_name = options.tree or data.tree_name

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xec_jax.errors import EXIT_CODES, CheckpointError, ConfigError, DataError, run_command
+from xec_jax.outputs import check_new
 
 if TYPE_CHECKING:
     import onnx
 
     from xec_jax.inference.exported import Exported
 
+log = logging.getLogger(__name__)
+
+NOTABLE = 0.01
+"""Changes in units of spread plus value that a user should be told of."""
 BATCH = 16
 """Events at a time."""
 EXAMPLES = """examples:
@@ -88,14 +93,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
+    from xec_jax.export import manifest
+
     if options.output.suffix != ".onnx":
         raise ConfigError(f"--output is {options.output}", expected="a name that ends in .onnx")
-    if options.output.exists() and not options.overwrite:
-        raise ConfigError(
-            f"{options.output} exists",
-            expected="a new file",
-            remedy="choose another --output, or --overwrite",
-        )
+    outputs = (options.output, *manifest.sidecars(options.output))
+    check_new(outputs, overwrite=options.overwrite, inputs=[options.model])
     if options.n_events < 2 * BATCH:
         raise ConfigError(f"--n_events {options.n_events}", expected=f"{2 * BATCH} or more")
 
@@ -166,6 +169,8 @@ def _report(
     size = options.model.stat().st_size / 1e6
     print(f"wrote {options.output}, {manifest['bytes'] / 1e6:.1f} MB in place of {size:.1f} MB")
     verified = manifest["verified"]
+    if any(row["68"] > NOTABLE for row in verified["differences"].values()):
+        log.warning("answers move by more than %g for a third of the events", NOTABLE)
     print(f"  answers move on {verified['events']} events, in units of spread plus value:")
     for name, row in verified["differences"].items():
         print(

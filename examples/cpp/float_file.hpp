@@ -10,6 +10,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -38,7 +39,11 @@ public:
         } catch (const xec::Error& error) {
             fail(error.what());
         }
-        for (const xec::Field& column : columns_) width_ += column.size();
+        std::set<std::string> names;
+        for (const xec::Field& column : columns_) {
+            width_ += column.size();
+            if (!names.insert(column.name).second) fail("two columns " + column.name);
+        }
         for (const xec::Field& field : manifest.inputs) find(field);
         check_branches(json.at("columns"), manifest);
         const std::uintmax_t bytes = std::filesystem::file_size(path) - begin_;

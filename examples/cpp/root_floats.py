@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from xec_jax.errors import ConfigError, DataError, run_command
+from xec_jax.outputs import check_new
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,10 +43,8 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     options = parser().parse_args(argv)
-    if options.output.exists() and not options.overwrite:
-        raise ConfigError(
-            f"{options.output} exists", expected="a new file", remedy="--overwrite replaces it"
-        )
+    inputs = [path for path in (options.input, options.model, options.events) if path]
+    check_new([options.output], overwrite=options.overwrite, inputs=inputs)
     if options.output.suffix == ".root":
         n = to_root(options.input, options.output, options.events, options.tree)
     elif options.model is None:

@@ -44,11 +44,11 @@ struct Options {
     bool overwrite = false, force = false, verify = true, help = false;
 };
 
-int positive(const std::string& option, const std::string& text) {
+int number(const std::string& option, const std::string& text, int most) {
     int value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size() || value < 1)
-        throw xec::Error(option + " " + text, "a whole number from 1 on");
+    if (error != std::errc() || end != text.data() + text.size() || value < 1 || value > most)
+        throw xec::Error(option + " " + text, "a whole number from 1 to " + std::to_string(most));
     return value;
 }
 
@@ -64,9 +64,9 @@ Options parse(const std::vector<std::string>& words) {
         if (word == "--output")
             options.output = value();
         else if (word == "--batch")
-            options.batch = positive(word, value());
+            options.batch = number(word, value(), 1 << 20);
         else if (word == "--threads")
-            options.threads = positive(word, value());
+            options.threads = number(word, value(), 256);
         else if (word == "--tree")
             options.tree = value();
         else if (word == "--overwrite")
@@ -129,6 +129,9 @@ std::unique_ptr<Source> open_source(const Options& options, const xec::Manifest&
 std::unique_ptr<Sink> open_sink(const Options& options, const xec::Manifest& manifest) {
     if (options.output.empty()) return nullptr;
     const std::filesystem::path path = options.output;
+    for (const std::string& input : {options.model, options.input})
+        if (std::filesystem::exists(path) && std::filesystem::equivalent(path, input))
+            throw xec::Error(options.output + " is an input as well", "another --output");
     if (std::filesystem::exists(path) && !options.overwrite)
         throw xec::Error(options.output + " exists", "a new file",
                          "choose another --output, or --overwrite");

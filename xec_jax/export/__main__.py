@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xec_jax.errors import EXIT_CODES, CheckpointError, ConfigError, run_command
+from xec_jax.outputs import check_new
 
 if TYPE_CHECKING:
     from xec_jax.export.builder import Job
@@ -61,6 +62,10 @@ def main(argv: Sequence[str]) -> int:
     from xec_jax.export import environment
 
     if options.setup:
+        if options.run or options.output:
+            raise ConfigError("--setup with a run or an output", expected="--setup alone")
+        if options.wheelhouse and not options.wheelhouse.is_dir():
+            raise ConfigError(f"--wheelhouse {options.wheelhouse} is no folder that exists")
         python = environment.set_up(options.backend, options.wheelhouse)
         print(f"{options.backend} runs in {python.parent.parent}")
         return 0
@@ -161,17 +166,15 @@ def _facts(options: argparse.Namespace, run: "SavedRun") -> dict[str, Any]:
 
 def _check(options: argparse.Namespace) -> None:
     from xec_jax.export.builder import OPSETS
+    from xec_jax.export.manifest import sidecars
 
+    if options.wheelhouse:
+        raise ConfigError("--wheelhouse without --setup", expected="--setup --wheelhouse DIR")
     if options.run is None or options.output is None:
         raise ConfigError("no run, or no output", expected="--run DIR --output FILE.onnx")
     if options.output.suffix != ".onnx":
         raise ConfigError(f"--output is {options.output}", expected="a name that ends in .onnx")
-    if options.output.exists() and not options.overwrite:
-        raise ConfigError(
-            f"{options.output} exists",
-            expected="a new file",
-            remedy="choose another --output, or --overwrite",
-        )
+    check_new((options.output, *sidecars(options.output)), overwrite=options.overwrite)
     default, oldest, newest = OPSETS[options.backend]
     options.opset = options.opset or default
     if not oldest <= options.opset <= newest:
@@ -183,8 +186,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ConfigError(
             "--saved_model with --backend jax2onnx", expected="jax2tf, which goes by TensorFlow"
         )
-    if options.saved_model and options.saved_model.exists():
-        raise ConfigError(f"{options.saved_model} exists", expected="a new folder")
+    if options.saved_model:
+        check_new([options.saved_model], overwrite=False)
 
 
 def _check_parameters(path: Path, run: "SavedRun") -> None:

@@ -117,11 +117,12 @@ def to_int8(model: onnx.ModelProto, events: Sequence[Mapping[str, np.ndarray]]) 
 @contextmanager
 def _without_advice() -> Iterator[None]:
     """The library advises twice to prepare the model; `fold_constants` did."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
