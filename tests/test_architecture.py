@@ -29,7 +29,7 @@ LEVELS = {
     "metric_definitions": 1.465,
     "metric_catalog": 1.47,
     "metrics": 1.48,
-    **dict.fromkeys(["metric_channels", "metric_sums"], 1.5),
+    **dict.fromkeys(["metric_channels", "metric_sums", "muon_sums"], 1.5),
     **dict.fromkeys(["nets", "data", "sim"], 2),
     "baselines": 2.5,  # use solid angles and the likelihood of sim
     "plots": 2,  # figures from arrays: knows the geometry, nothing above

@@ -1,4 +1,4 @@
-"""Keys and values that all experiments on the calorimeter share; config files start from them.
+"""Keys and values that experiments share; config files start from them.
 
 A config file takes these groups, sets what its experiment wants otherwise and adds keys of its
 own, so that the same thing has the same name everywhere.
@@ -9,11 +9,21 @@ from ml_collections.config_dict import placeholder
 
 
 def calorimeter() -> ConfigDict:
-    """Returns an unlocked config with every group but `task`."""
-    c = ConfigDict()
-    c.seed = 42
+    """Returns an unlocked config for the calorimeter, with every group but `task`."""
+    c = engine()
     c.data = data()
     c.model = encoder()
+    c.train.loss_fn = "smooth_l1"
+    c.train.loss_beta = 1.0
+    c.train.npho_threshold = 100.0  # photons; times of fainter sensors count in no loss
+    c.eval.opponents = 1000  # events that classical methods and bounds are computed for, then
+    return c
+
+
+def engine() -> ConfigDict:
+    """Returns what the engine reads whatever is trained: all but `task`, `data` and `model`."""
+    c = ConfigDict()
+    c.seed = 42
 
     c.optim = ConfigDict()
     c.optim.lr = 1e-4
@@ -56,16 +66,12 @@ def calorimeter() -> ConfigDict:
     c.train.save_minutes = 0.0  # also after this long without one; 0: never
     c.train.keep_last = 2
     c.train.keep_best = 1
-    c.train.loss_fn = "smooth_l1"
-    c.train.loss_beta = 1.0
-    c.train.npho_threshold = 100.0  # photons; times of fainter sensors count in no loss
 
     c.eval = ConfigDict()
     c.eval.every_epochs = 1
     c.eval.seed = 0  # of the masks in validation, so that curves are comparable
     c.eval.figure_events = 2
     c.eval.report = True  # evaluate the best state on all validation events at the end
-    c.eval.opponents = 1000  # events that classical methods and bounds are computed for, then
 
     c.log = ConfigDict()
     c.log.every = 10  # steps

@@ -32,7 +32,11 @@ ERRORS = ("bias", "rms", "res_68pct")
 N_CLASSES = 5
 """Of `n_gamma`."""
 
+CONDITIONS = ("log_energy", "cos_zenith", "log_mass", "depth")
+"""Of a muon bundle."""
+
 WORDS = {
+    "condition": CONDITIONS,
     "quantity": tuple(QUANTITIES),
     "target": (*QUANTITIES, "n_gamma"),
     "component": tuple(part for _, parts in QUANTITIES.values() for part in parts),
@@ -231,6 +235,55 @@ CATALOG = (
             "photons",
             "mean of abs(prediction - truth) over hidden sensors[ on {face}][, by {method}]",
         ),
+    ),
+    *_group(
+        "Muon bundles",
+        ("nll", "nats", "mean over muons of -ln p(muon | primary), in units of stage A"),
+        ("nll_event", "nats", "`nll` with muons weighted by 1 / N: events count alike"),
+        ("nll_twin", "nats", "`nll` of the flow whose context is a constant"),
+        ("loss_flow", "nats", "loss term: `nll`, or `nll_event` for train.weighting=event"),
+        ("loss_twin", "nats", "loss term: that of the twin"),
+        ("loss_multiplicity", "", "loss term: weight x negative log probability or squared error"),
+        (
+            "information",
+            "nats",
+            "`nll_twin` - `nll`: what the flow makes of the primary; about 0 if nothing",
+        ),
+        (
+            "delta_perm[_{condition}]",
+            "nats",
+            "rise of `nll` where each muon gets the primary[, of it {condition} alone,] of another",
+        ),
+        (
+            "residual_r2",
+            "",
+            "R^2 of the best quadratic of the conditions for a feature's noise or its square, the "
+            "largest: what of the primary was left unused",
+        ),
+        (
+            "context_spread",
+            "",
+            "standard deviation over rows of an embedded context, mean of units",
+        ),
+        (
+            "context_std_pooled",
+            "",
+            "root mean square about the mean of rows and units; not 0 for a constant context",
+        ),
+        ("outside", "", "share of muons with a feature where the splines do nothing"),
+        (
+            "round_trip_rms",
+            "",
+            "root mean square of a muon's largest error on the way to noise and back",
+        ),
+        ("round_trip_failed", "", "share of muons for which that error is above 1e-4"),
+        ("multiplicity_predicted", "", "mean of the predicted ln(N + 1)"),
+        ("multiplicity_predicted_std", "", "standard deviation of the predicted ln(N + 1)"),
+        ("multiplicity_target", "", "mean of ln(N + 1)"),
+        ("multiplicity_target_std", "", "standard deviation of ln(N + 1)"),
+        ("multiplicity_mse", "", "mean square error of ln(N + 1)"),
+        ("multiplicity_r2", "", "1 - `multiplicity_mse` / variance of ln(N + 1)"),
+        ("nll_multiplicity", "nats", "mean over events of -ln P(N | primary)"),
     ),
     *_group(
         "Comparison of methods",

@@ -2,6 +2,7 @@
 
     python -m xec_jax.simulate --kind lxe --out samples --events 4096 --files 4
     python -m xec_jax.simulate --kind lxe --out cex --events 4096 --source cex --variant cex
+    python -m xec_jax.simulate --kind muon --out muons --events 20000 --benchmark mb1 --strength 3
 
 Heavy packages are imported inside functions, so that `--help` answers at once.
 """
@@ -32,7 +33,8 @@ KINDS = {
     "rain": "precipitation fields",
     "lartpc": "supernova electrons in a LArTPC",
 }
-AVAILABLE = ("lxe",)
+AVAILABLE = ("lxe", "muon")
+SUFFIX = {"lxe": ".root", "muon": ".parquet"}
 ENERGY_MEV = {"flat": (15.0, 60.0), "signal": (52.83, 52.83)}
 CEX_MEV = (54.9, 82.9)
 
@@ -42,8 +44,12 @@ OPTIONS = {
     "solid_angle": "solid_angle",
     "pileup_rate": "pileup_rate_hz",
     "cosmics": "cosmic_share",
+    "benchmark": "benchmark",
+    "strength": "strength",
+    "kappa": "kappa",
+    "turns": "turns",
 }
-"""Options of the command that are parameters of the simulated detector."""
+"""Options of the command that are parameters of what is simulated."""
 
 Generate = Callable[[int, int], "Iterator[dict[str, np.ndarray]]"]
 
@@ -60,7 +66,7 @@ def write_sample(
     dead_channels: str | Path | None = None,
     parameters: Mapping[str, object] | None = None,
 ) -> list[Path]:
-    """Writes a sample as `<kind>_0000.root`, ... and its settings as `sample.json`.
+    """Writes a sample as `<kind>_0000.root` (or .parquet), ... and its settings as `sample.json`.
 
     Args:
         kind: One of `AVAILABLE`.
@@ -68,11 +74,11 @@ def write_sample(
         events: Number of events; event i depends on seed and i alone.
         files: Number of files that share the events evenly, in order.
         seed: Seed of the sample.
-        energy: `flat` (15 to 60 MeV, the default) or `signal` (52.83 MeV); none for photons of
-            neutral pions, which have 54.9 and 82.9 MeV with the partner back to back.
+        energy: Of photons: `flat` (15 to 60 MeV, the default) or `signal` (52.83 MeV); none for
+            those of neutral pions, which have 54.9 and 82.9 MeV with the partner back to back.
         overwrite: Whether to remove the files of an earlier sample of this kind first.
-        dead_channels: List of dead channels (`xec_jax.data.dead`) in place of random ones.
-        parameters: Other values of `LxeParameters` by name.
+        dead_channels: Of the calorimeter: list (`xec_jax.data.dead`) in place of random ones.
+        parameters: Values of `LxeParameters`, or of `sim.muon.make_benchmark`, by name.
 
     Returns:
         The files, in order of their events.
@@ -86,12 +92,12 @@ def write_sample(
     generate, settings = _make_generator(kind, seed, energy, dead_channels, parameters or {})
     bounds = [events * number // files for number in range(files + 1)]
     samples = [generate(start, stop) for start, stop in pairwise(bounds)]
-    from xec_jax.data.root.writer import disk_errors, write_tree
+    from xec_jax.data.root.writer import disk_errors
 
     folder = Path(out)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        existing = sorted(folder.glob(f"{kind}_*.root"))
+        existing = sorted(folder.glob(f"{kind}_*{SUFFIX[kind]}"))
         if existing and not overwrite:
             raise ConfigError(
                 f"{folder} has {len(existing)} {kind} files, such as {existing[0].name}",
@@ -102,13 +108,23 @@ def write_sample(
             path.unlink()
         record = {"kind": kind, "events": events, "files": files, "seed": seed, **settings}
         (folder / "sample.json").write_text(json.dumps(record, indent=2) + "\n")
-    paths = [folder / f"{kind}_{number:04d}.root" for number in range(files)]
+    paths = [folder / f"{kind}_{number:04d}{SUFFIX[kind]}" for number in range(files)]
     with _progress(events) as advance:
         for path, sample in zip(paths, samples, strict=True):
-            # Made again, the file is recognized as the same data.
-            identity = f"{path.name} {json.dumps(record, sort_keys=True)}"
-            write_tree(path, advance(sample), identity=identity)
+            _write(kind, path, advance(sample), record)
     return paths
+
+
+def _write(kind: str, path: Path, chunks: "Iterator[dict[str, np.ndarray]]", record: dict) -> None:
+    if kind == "muon":
+        from xec_jax.data.bundle_writer import write_bundles
+
+        write_bundles(path, chunks, record)
+        return
+    from xec_jax.data.root.writer import write_tree
+
+    # Made again, the file is recognized as the same data.
+    write_tree(path, chunks, identity=f"{path.name} {json.dumps(record, sort_keys=True)}")
 
 
 def cached_sample(
@@ -194,8 +210,10 @@ def _make_generator(
     parameters: Mapping[str, object] | None = None,
 ) -> tuple[Generate, dict]:
     """Returns what yields the events of a range, and the settings they depend on."""
-    if kind != "lxe":
-        raise ConfigError(f"no generator for {kind!r}", expected=", ".join(AVAILABLE))
+    if kind == "muon":
+        if energy is not None or dead_channels is not None:
+            raise ConfigError("energy or dead channels of muons", expected="kind lxe for these")
+        return _make_muon_generator(seed, parameters or {})
     from xec_jax.sim.lxe import simulate_range
     from xec_jax.sim.lxe_parameters import SIMULATION_VERSION, LxeParameters
 
@@ -227,6 +245,19 @@ def _make_generator(
             digest.update(f"{run}".encode() + mask.tobytes())
         settings["dead_channels"] = digest.hexdigest()
     return lambda start, stop: simulate_range(seed, start, stop, params, dead=dead), settings
+
+
+def _make_muon_generator(seed: int, parameters: Mapping[str, object]) -> tuple[Generate, dict]:
+    from xec_jax.sim import muon
+
+    known = ("benchmark", "strength", "kappa", "turns")
+    if unknown := parameters.keys() - set(known):
+        raise ConfigError(
+            f"muon bundles have no {', '.join(sorted(unknown))}", expected=", ".join(known)
+        )
+    benchmark = muon.make_benchmark(**parameters)  # type: ignore[arg-type]
+    settings = {"version": muon.VERSION, "parameters": muon.facts_of(benchmark)}
+    return lambda start, stop: muon.simulate_range(benchmark, seed, start, stop), settings
 
 
 def _parameter(text: str) -> tuple[str, object]:
@@ -316,6 +347,13 @@ def main(argv: Sequence[str]) -> int:
     lxe.add_argument(
         "--cosmics", type=float, metavar="SHARE", help="events crossed by a muon; default: 0"
     )
+    muon = parser.add_argument_group("muon bundles (muon), see docs/muon_flow.md")
+    muon.add_argument("--benchmark", help="mb1 (default), mb1v or lg0: known densities")
+    muon.add_argument(
+        "--strength", type=float, metavar="G", help="how much the primary matters; default: 1"
+    )
+    muon.add_argument("--kappa", type=float, help="mb1v: concentration of the azimuth; default: 8")
+    muon.add_argument("--turns", type=int, help="mb1v: turns of its direction; default: 1")
     lxe.add_argument(
         "--set",
         type=_parameter,
@@ -337,7 +375,8 @@ def main(argv: Sequence[str]) -> int:
     megabytes = sum(path.stat().st_size for path in paths) / 1e6
     last = "" if len(paths) == 1 else f" to {paths[-1].name}"
     print(f"wrote {options['events']} {options['kind']} events, {megabytes:.1f} MB")
-    print(f"  {paths[0]}{last}, tree 'tree', seed {options['seed']}")
+    tree = ", tree 'tree'" if options["kind"] == "lxe" else ""
+    print(f"  {paths[0]}{last}{tree}, seed {options['seed']}")
     print(f"  {seconds:.1f} s, {options['events'] / seconds:.0f} events/s with compilation")
     return 0
 

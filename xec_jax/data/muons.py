@@ -6,6 +6,8 @@ later moves one without the other.
 """
 
 import hashlib
+import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ from xec_jax.data.order import shuffled
 from xec_jax.errors import DataError
 
 IDS = ("primary_major_id", "primary_minor_id")
+FACTS = "xec_jax"
+"""Key of the file's metadata under which `bundle_writer` keeps where the events come from."""
 
 
 class Bundles(NamedTuple):
@@ -45,17 +49,26 @@ class Bundles(NamedTuple):
         return Bundles(self.primaries[events], counts, self.muons[rows], self.shower[events])
 
 
-def read_bundles(paths: Sequence[str | Path]) -> Bundles:
+BYTES_PER_NUMBER = 24
+"""Memory of one number of a muon as a batch source needs it, its primary and key included."""
+
+
+def read_bundles(paths: Sequence[str | Path], *, max_ram_gb: float = math.inf) -> Bundles:
     """Reads parquet files, of newer and older layouts.
 
     Columns: `primary`, 4 numbers, or 5 and more with the depth in the fifth place; `muons`, per
     muon E, r, x, y or, in older files, E, x, y; `primary_major_id` and `primary_minor_id` where
     they exist. Without them events of equal energy, zenith and mass are one shower.
 
+    Args:
+        paths: The files.
+        max_ram_gb: Files that would need more memory than this are refused.
+
     Raises:
         DataError: A file that cannot be read, columns that lack or hold something else, numbers
-            that are not finite, or no event at all.
+            that are not finite, too many muons for the memory, or no event at all.
     """
+    _check_size(paths, max_ram_gb)
     parts = [_read(Path(path)) for path in paths]
     if not parts or not sum(len(part.counts) for part in parts):
         raise DataError(
@@ -63,6 +76,37 @@ def read_bundles(paths: Sequence[str | Path]) -> Bundles:
             expected="at least one event",
         )
     return Bundles(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _check_size(paths: Sequence[str | Path], max_ram_gb: float) -> None:
+    import pyarrow.parquet as parquet
+
+    n_numbers = 0
+    for path in paths:
+        with _named(Path(path)):
+            file = parquet.ParquetFile(path).metadata
+            for group in (file.row_group(i) for i in range(file.num_row_groups)):
+                columns = (group.column(i) for i in range(group.num_columns))
+                n_numbers += sum(c.num_values for c in columns if c.path_in_schema[:5] == "muons")
+    if (needed := n_numbers * BYTES_PER_NUMBER / 1e9) > max_ram_gb:
+        raise DataError(
+            f"{len(paths)} files hold {n_numbers:,} numbers of muons, {needed:.1f} GB in memory",
+            expected=f"at most data.max_ram_gb = {max_ram_gb:g}",
+            remedy="train on fewer files at a time, continuing with train.init_from, or raise it",
+        )
+
+
+def read_facts(path: str | Path) -> dict[str, Any]:
+    """Returns what `bundle_writer` noted in a file about its events; nothing for other files.
+
+    Raises:
+        DataError: A file that cannot be read.
+    """
+    import pyarrow.parquet as parquet
+
+    with _named(Path(path)):
+        kept = parquet.read_schema(path).metadata or {}
+        return dict(json.loads(kept.get(FACTS.encode(), b"{}")))
 
 
 def split_showers(bundles: Bundles, share: float, seed: int = 0) -> tuple[Bundles, Bundles]:

@@ -4,11 +4,13 @@ import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from xec_jax.data.dead_source import without_dead
+from xec_jax.data.muons import Bundles, muon_source, read_bundles, split_showers
 from xec_jax.data.reweight import bins_of, reweighted, zeros_of
-from xec_jax.data.root.manifest import Pattern
+from xec_jax.data.root.manifest import Pattern, resolve_paths
 from xec_jax.data.root.source import RootSource
 from xec_jax.data.source import Source
 from xec_jax.data.tfds.source import TfdsSource
@@ -37,6 +39,8 @@ def open_source(
         ConfigError: Unknown kind of source, or a cache that was built from other branches.
         DataError: A file that cannot be used, or none at all.
     """
+    if config.source == "bundles":
+        return muon_source(_bundles(config, path), shuffle=shuffle and config.shuffle)
     branches = [name for name in wanted if name not in ("npho", "time")]
     extra = tuple(dict.fromkeys([*branches, *config.extra_branches]))
     options: dict[str, Any] = {
@@ -53,7 +57,8 @@ def open_source(
         "strict_scheme": config.strict_scheme,
     }
     if config.source not in ("root", "tfds"):
-        raise ConfigError(f"data.source is {config.source!r}", expected="root or tfds")
+        found = f"data.source is {config.source!r}"
+        raise ConfigError(found, expected="root or tfds, bundles for muons")
     source: Source
     if config.source == "tfds":
         source = TfdsSource(path, **options)
@@ -68,6 +73,27 @@ def open_source(
         )
     with _closed_on_error(source):
         return without_dead(source, config, path)
+
+
+def read_bundle_sets(config: ConfigDict) -> tuple[Bundles, Bundles | None]:
+    """Reads muon bundles for training and validation.
+
+    Where `valid` is None, `valid_share` of the showers are held out for it; 0 for none.
+
+    Raises:
+        DataError: A file that cannot be used, or none at all.
+    """
+    train = _bundles(config, config.train)
+    if config.valid is not None:
+        return train, _bundles(config, config.valid)
+    if not config.valid_share:
+        return train, None
+    return split_showers(train, config.valid_share, config.split_seed)
+
+
+def _bundles(config: ConfigDict, path: Pattern) -> Bundles:
+    bundles = read_bundles(resolve_paths(path, ".parquet"), max_ram_gb=config.max_ram_gb)
+    return bundles.take(np.flatnonzero(bundles.counts)) if config.drop_empty else bundles
 
 
 @contextlib.contextmanager
@@ -91,6 +117,10 @@ def open_sources(
         ConfigError: Unknown kind of source.
         DataError: A file that cannot be used, or none at all.
     """
+    if config.source == "bundles":
+        bundles, held_out = read_bundle_sets(config)
+        valid = {} if held_out is None else {"valid": muon_source(held_out)}
+        return muon_source(bundles, shuffle=config.shuffle), valid
     train = open_source(
         config,
         config.train,

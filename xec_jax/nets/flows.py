@@ -210,6 +210,16 @@ class ConditionalFlow(nn.Module):
         """Natural logarithm of the density of features (... d) given conditions (... c)."""
         return self.given(self.embed(condition)).log_prob(x)
 
+    def noise_and_log_prob(self, x: Array, condition: Array) -> tuple[Array, Array]:
+        """Maps features (... d) to the noise (... d) behind them, with their log density."""
+        given = self.given(self.embed(condition))
+        noise, log_det = given.bijector.inverse_and_log_det(x)
+        return noise, given.distribution.log_prob(noise) + log_det
+
+    def from_noise(self, noise: Array, condition: Array) -> Array:
+        """Maps noise (... d) to features: the inverse of `noise_and_log_prob`."""
+        return cast(Array, self.given(self.embed(condition)).bijector.forward(noise))
+
     def sample(self, key: Key, condition: Array) -> tuple[Array, Array]:
         """Draws features (... d), one set per condition (... c), with their log densities."""
         return self.given(self.embed(condition)).sample_and_log_prob(seed=key)

@@ -10,6 +10,7 @@ Source: T. K. Gaisser, Cosmic Rays and Particle Physics (energy loss of muons un
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -116,7 +117,7 @@ class MuonBundles:
         return Primaries(*(f[events] for f in fields[:4])), fields[4][events], muons
 
     def _block(self, seed: int, block: int) -> tuple[Array, ...]:
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, block])))
+        rng = _rng(seed, block)
         primaries = Primaries(
             rng.uniform(*LOG_ENERGY, BLOCK),
             rng.choice(MASSES, BLOCK, p=ABUNDANCE).astype(np.float64),
@@ -266,13 +267,92 @@ class LinearGaussian:
         """Entropy of x, in nats."""
         return _gaussian_entropy(self.covariance + self.weights @ self.weights.T)
 
-    def sample(self, n: int, seed: int) -> tuple[Array, Array]:
-        """Draws c (n, 4) and x (n, 3)."""
-        rng = np.random.default_rng(seed)
-        c = rng.standard_normal((n, 4))
-        noise = rng.standard_normal((n, 3)) @ np.linalg.cholesky(self.covariance).T
-        return c, c @ self.weights.T + noise
+    def sample(self, n: int, seed: int, first: int = 0) -> tuple[Array, Array]:
+        """Draws c (n, 4) and x (n, 3) of the events from number `first` on."""
+        blocks = range(first // BLOCK, -(-(first + n) // BLOCK))
+        drawn = [_rng(seed, block).standard_normal((BLOCK, 7)) for block in blocks]
+        begin = first - blocks.start * BLOCK
+        c, noise = np.split(np.concatenate(drawn)[begin : begin + n], [4], axis=1)
+        return c, c @ self.weights.T + noise @ np.linalg.cholesky(self.covariance).T
+
+    def log_density(self, x: Array, c: Array) -> Array:
+        """Natural logarithm of the density of x (m, 3) given c (m, 4)."""
+        return _gaussian_log_density(x - c @ self.weights.T, self.covariance)
+
+    def log_marginal(self, x: Array) -> Array:
+        """Natural logarithm of the density of x (m, 3), c integrated out."""
+        return _gaussian_log_density(x, self.covariance + self.weights @ self.weights.T)
 
 
 def _gaussian_entropy(covariance: Array) -> float:
     return float(0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1])
+
+
+def _gaussian_log_density(x: Array, covariance: Array) -> Array:
+    square = (x * np.linalg.solve(covariance, x.T).T).sum(-1)
+    return -0.5 * (square + np.linalg.slogdet(2 * np.pi * covariance)[1])
+
+
+def _rng(seed: int, block: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, block])))
+
+
+Benchmark = MuonBundles | LinearGaussian
+BENCHMARKS = ("mb1", "mb1v", "lg0")
+VERSION = 1  # changes when the same seed gives other events
+
+
+def make_benchmark(
+    benchmark: str = "mb1", strength: float = 1.0, kappa: float | None = None, turns: int = 1
+) -> Benchmark:
+    """Makes a benchmark from the numbers that describe it.
+
+    Args:
+        benchmark: `mb1`; `mb1v`, with an azimuth that depends on the primary; `lg0`.
+        strength: Of the first two; see `MuonBundles`.
+        kappa: Of `mb1v` alone, 8 if not given.
+        turns: Of `mb1v` alone.
+
+    Raises:
+        ConfigError: No such benchmark, or numbers that it does not have.
+    """
+    if benchmark not in BENCHMARKS:
+        raise ConfigError(f"benchmark is {benchmark!r}", expected="one of " + ", ".join(BENCHMARKS))
+    if benchmark != "mb1v" and (kappa is not None or turns != 1):
+        raise ConfigError(f"kappa or turns with {benchmark}", expected="benchmark mb1v")
+    if benchmark == "lg0":
+        if strength != 1.0:
+            raise ConfigError("strength with lg0", expected="benchmark mb1 or mb1v")
+        return LinearGaussian()
+    return MuonBundles(
+        strength, 8.0 if benchmark == "mb1v" and kappa is None else kappa or 0, turns
+    )
+
+
+def facts_of(benchmark: Benchmark) -> dict[str, str | float]:
+    """Returns what `make_benchmark` makes it again from, for the files of a sample."""
+    if isinstance(benchmark, LinearGaussian):
+        return {"benchmark": "lg0"}
+    facts: dict[str, str | float] = {"benchmark": "mb1", "strength": benchmark.strength}
+    if benchmark.kappa:
+        facts |= {"benchmark": "mb1v", "kappa": benchmark.kappa, "turns": benchmark.turns}
+    return facts
+
+
+def simulate_range(
+    benchmark: Benchmark, seed: int, start: int, stop: int
+) -> Iterator[dict[str, Array]]:
+    """Yields the events of a range in chunks, as files hold them (`data.bundle_writer`).
+
+    LG-0 has no units: c stands in the place of the primary, x in that of one muon's E, x and y.
+    """
+    for first in range(start, stop, BLOCK):
+        n = min(BLOCK, stop - first)
+        if isinstance(benchmark, LinearGaussian):
+            primaries, muons = benchmark.sample(n, seed, first)
+            counts = np.ones(n, np.int64)
+        else:
+            drawn, counts, muons = benchmark.sample(n, seed, first)
+            primaries = drawn.columns()
+        event = np.arange(first, first + n)
+        yield {"event": event, "primary": primaries, "count": counts, "muons": muons}

@@ -17,7 +17,7 @@ from xec_jax.errors import ConfigError
 from xec_jax.types import Array, Batch, InspectFn, Key, LossFn, Params, PredictFn
 
 Spec = Mapping[str, tuple[tuple[int, ...], np.dtype]]
-SHARED = ("base", "calorimeter", "hidden", "quantities")
+SHARED = ("base", "bundles", "calorimeter", "hidden", "quantities")
 """Files of this folder that are no experiments."""
 
 Arrays = Mapping[str, np.ndarray]

@@ -116,8 +116,10 @@ def with_demo_data(config: "ConfigDict", overrides: Sequence[str]) -> "ConfigDic
 
     Keys that the command line names keep the user's value.
     """
+    from ml_collections import ConfigDict
+
     from xec_jax.config import flatten
-    from xec_jax.simulate import cached_sample
+    from xec_jax.simulate import SUFFIX, cached_sample
     from xec_jax.train.check import check_files
     from xec_jax.train.distributed import first_does, tell
 
@@ -127,10 +129,14 @@ def with_demo_data(config: "ConfigDict", overrides: Sequence[str]) -> "ConfigDic
     def simulate() -> list[str]:
         print(
             "data.train is not set: training on simulated events as a demonstration.\n"
-            "  Your own files: --config.data.train='/data/*.root' --config.data.valid=..."
+            f"  Your own files: --config.data.train='/data/*{SUFFIX[demo.kind]}' "
+            "--config.data.valid=..."
         )
-        sizes = (demo.events, demo.valid_events)
-        return [str(cached_sample(demo.kind, n, seed=seed + i)) for i, n in enumerate(sizes)]
+        parameters = demo.get("parameters", ConfigDict()).to_dict()
+        return [
+            str(cached_sample(demo.kind, n, seed=seed + i, parameters=parameters))
+            for i, n in enumerate((demo.events, demo.valid_events))
+        ]
 
     config = config.copy_and_resolve_references().unlock()
     config.data.train, config.data.valid = first_does(simulate)

@@ -65,7 +65,7 @@ def shared_files(data: ConfigDict) -> list[Path]:
 def _files(data: ConfigDict, pattern: Pattern) -> list[Path]:
     if data.source == "tfds":
         return [path for cache in open_caches(pattern) for path in cache.files]
-    return resolve_paths(pattern)
+    return resolve_paths(pattern, ".parquet" if data.source == "bundles" else ".root")
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -26,13 +26,14 @@ logger = logging.getLogger(__name__)
 Pattern = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-def resolve_paths(pattern: Pattern) -> list[Path]:
-    """Finds the ROOT files that a user means.
+def resolve_paths(pattern: Pattern, suffix: str = ".root") -> list[Path]:
+    """Finds the data files that a user means.
 
     Args:
-        pattern: A file, a folder (all `*.root` in it), a glob (`**` descends into folders), or
-            a list of these. `~` and environment variables are expanded. A name that exists is
-            taken literally even if it contains brackets or stars.
+        pattern: A file, a folder (all files with the suffix in it), a glob (`**` descends into
+            folders), or a list of these. `~` and environment variables are expanded. A name that
+            exists is taken literally even if it contains brackets or stars.
+        suffix: How the names of such files end.
 
     Returns:
         The files in natural order (`run_2` before `run_10`), each once, however it is reached.
@@ -47,12 +48,12 @@ def resolve_paths(pattern: Pattern) -> list[Path]:
             expected="a file, a folder, a glob or a list of these",
             remedy="set the path of the data",
         )
-    found = [path for one in patterns for path in _matches(os.fspath(one))]
+    found = [path for one in patterns for path in _matches(os.fspath(one), suffix)]
     unique = {path.resolve(): path for path in sorted(found, key=natural, reverse=True)}
     return sorted(unique.values(), key=natural)
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(pattern: str, suffix: str) -> list[Path]:
     """Returns the files that one pattern stands for, at least one."""
     if not pattern.strip():
         raise DataError(
@@ -71,22 +72,23 @@ def _matches(pattern: str) -> list[Path]:
     folders = [name for name in named if os.path.isdir(name)]
     files = [name for name in named if name not in folders]
     for folder in folders:
-        files += glob.glob(os.path.join(glob.escape(folder), "*.root"))
+        files += glob.glob(os.path.join(glob.escape(folder), f"*{suffix}"))
     if named != [expanded]:  # a wide glob also catches logs and notes beside the data
-        files = [name for name in files if name.endswith(".root")] or files
+        files = [name for name in files if name.endswith(suffix)] or files
     if files:
         return [Path(name) for name in files]
     shown = f"{pattern!r}" + (f" (expanded: {expanded!r})" if expanded != pattern else "")
-    if any(os.path.exists(os.path.join(folder, "metadata.json")) for folder in folders):
+    is_cache = any(os.path.exists(os.path.join(folder, "metadata.json")) for folder in folders)
+    if is_cache and suffix == ".root":
         raise DataError(
             f"{pattern!r} is no folder of ROOT files, but a cache of xec_jax.data.build",
             expected="at least one ROOT file",
             remedy="set data.source=tfds to train on it; other commands read ROOT files",
         )
-    found = "no .root file in the folder" if folders else "nothing matches"
+    found = f"no {suffix} file in the folder" if folders else "nothing matches"
     raise DataError(
         f"{found} {shown}, seen from the working directory {os.getcwd()}",
-        expected="at least one ROOT file",
+        expected="at least one ROOT file" if suffix == ".root" else f"at least one {suffix} file",
         remedy="check the path; relative paths start in the working directory"
         + ("; an environment variable in it is not set" if "$" in expanded else ""),
     )
