@@ -11,13 +11,12 @@ import pytest
 from scipy import stats
 
 from xec_jax.errors import ConfigError
-from xec_jax.nets.made import MADE, made_masks
 
 if find_spec("distrax") is None:  # one that is there and broken is an error
     pytest.skip("needs the extra `flow`", allow_module_level=True)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of what distrax itself imports
-    import distrax  # noqa: F401
+    import distrax
 
 from xec_jax.nets.flow_bases import (
     BASES,
@@ -28,7 +27,9 @@ from xec_jax.nets.flow_bases import (
     logistic_log_density,
     student_t_log_density,
 )
-from xec_jax.nets.flows import KINDS, ConditionalFlow, FlowSize, spline
+from xec_jax.nets.flows import KINDS, ConditionalFlow, FlowSize
+from xec_jax.nets.made import MADE, degrees
+from xec_jax.nets.splines import MIN_BIN, MIN_SLOPE, SOFT_LIMIT, Spline
 
 SMALL = FlowSize(transforms=2, bins=8, hidden=12, context=6)
 
@@ -46,10 +47,25 @@ def make(features=3, **options):
 
 
 @pytest.mark.parametrize("features", [1, 2, 3, 4])
-def test_masks_let_each_feature_see_those_before_it(features):
-    first, second, last = (np.float32(mask) for mask in made_masks(features, 16))
-    np.testing.assert_array_equal((first @ second @ last).T > 0, np.tri(features, k=-1, dtype=bool))
-    assert last.any(0).all(), "every feature sees the context, the first one included"
+def test_blocks_are_what_masks_leave_of_a_full_network(features):
+    """The blocks of the network against masks over all products (Germain et al., section 4.1)."""
+    net, hidden = MADE(5, 16), 16
+    rng = np.random.default_rng(0)
+    x, e = (jnp.float32(rng.normal(size=(7, n))) for n in (features, 3))
+    params = jax.jit(net.init)(jax.random.PRNGKey(1), x, e)
+    params = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), params)
+    p, degree = params["params"], degrees(features, hidden)
+    seen = np.arange(1, features + 1)[:, None] <= degree
+    y = x @ (p["features"] * seen) + e @ p["context"]["kernel"] + p["context"]["bias"]
+    y = jax.nn.relu(jax.nn.relu(y) @ (p["kernel"] * (degree[:, None] <= degree)) + p["bias"])
+    seen = degree[:, None, None] < np.arange(1, features + 1)[:, None]
+    expected = jnp.einsum("bh,hdo->bdo", y, p["out_kernel"] * seen) + p["out_bias"]
+    np.testing.assert_allclose(net.apply(params, x, e), expected, rtol=2e-5, atol=2e-5)
+    for i in range(features):
+        alone = net.apply(params, x, e, i)
+        np.testing.assert_allclose(alone, expected[:, i], rtol=2e-5, atol=2e-5)
+    assert (np.diff(degree) >= 0).all()
+    assert set(degree) == set(range(features)), "every feature is seen by what comes after"
 
 
 def test_a_masked_network_obeys_its_masks():
@@ -65,9 +81,8 @@ def test_the_spline_equals_its_textbook_formula():
     """Durkan et al. 2019, equations 4 to 8, for one number at a time."""
     rng = np.random.default_rng(3)
     raw, x = rng.normal(0, 3, (80, 3 * 5 + 1)).astype(np.float32), rng.uniform(-7, 7, 80)
-    found, log_slope = jax.jit(lambda r, x: spline(r, 5.0).forward_and_log_det(x))(
-        raw, jnp.float32(x)
-    )
+    forward = jax.jit(lambda r, x: Spline(r, 5.0).forward_and_log_det(x))
+    found, log_slope = forward(raw, jnp.float32(x))
     for r, value, y, ls in zip(raw.astype(float), x, found, log_slope, strict=True):
         limit = np.log(1e3)
         w, h, d = r[:5], r[5:10], r[10:]
@@ -86,6 +101,39 @@ def test_the_spline_equals_its_textbook_formula():
         slope = s * s * (d[k + 1] * t * t + 2 * s * t * (1 - t) + d[k] * (1 - t) ** 2) / below**2
         assert y == pytest.approx(exact, abs=2e-4)
         assert ls == pytest.approx(np.log(slope), abs=2e-2)
+
+
+@pytest.mark.parametrize("bins", [1, 16, 64])
+def test_the_spline_equals_distrax(bins):
+    """Both ways and the slopes of both, against the other implementation in float64."""
+    rng = np.random.default_rng(bins)
+    raw = rng.normal(0, 0.7, (400, 3 * bins + 1))
+    x = np.concatenate([rng.uniform(-5.5, 5.5, 396), [-5, 5, 0, 40]])
+    limit = np.where(np.arange(3 * bins + 1) < 2 * bins, SOFT_LIMIT / 2, SOFT_LIMIT)
+
+    def other(raw, x, way):
+        clipped = raw / (1 + jnp.abs(raw) / limit)
+        options = {"min_bin_size": MIN_BIN, "min_knot_slope": MIN_SLOPE}
+        made = distrax.RationalQuadraticSpline(
+            clipped, -5.0, 5.0, boundary_slopes="identity", **options
+        )
+        return getattr(made, way)(x)
+
+    for way in ("forward_and_log_det", "inverse_and_log_det"):
+        found = jax.jit(lambda r, x, way=way: getattr(Spline(r, 5.0), way)(x))(
+            jnp.float32(raw), jnp.float32(x)
+        )
+        with jax.enable_x64(True):
+            expected = jax.jit(partial(other, way=way))(raw, x)
+        np.testing.assert_allclose(found[0], expected[0], atol=2e-5)
+        np.testing.assert_allclose(found[1], expected[1], atol=2e-3)
+    slopes = jax.jit(jax.grad(lambda r, x: Spline(r, 5.0).forward_and_log_det(x)[1].sum()))
+    with jax.enable_x64(True):
+        expected = jax.jit(jax.grad(lambda r, x: other(r, x, "forward_and_log_det")[1].sum()))(
+            raw, x
+        )
+    found = slopes(jnp.float32(raw), jnp.float32(x))
+    np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

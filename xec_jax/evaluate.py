@@ -42,6 +42,10 @@ scans (--scan): pileup (Hz, simulated anew), dead (share of channels), gain (rel
 log = logging.getLogger(__name__)
 
 OF_REAL = ("real", "run", "input", "output", "overwrite", "step", "no_ema")
+OF_BUNDLES = (
+    *("run", "input", "output", "overwrite", "batch_size", "step", "no_ema", "seed"),
+    "no_figures",
+)
 HIDE = ("training", "artificial", "pattern", "front", "dead")
 SCANS = (
     "pileup",
@@ -63,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     """Describes the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m xec_jax.evaluate",
-        description="Evaluates a run on the events of ROOT files.",
+        description="Evaluates a run on the events of ROOT files, or on muon bundles in parquet.",
         epilog=EXAMPLES + "\n" + EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -140,12 +144,14 @@ def main(argv: Sequence[str]) -> int:
     from xec_jax.train.saved import load_run
 
     trained.refuse_caches(options.input)
-    files = resolve_paths(options.input)
     if options.real and options.run is None:
-        return _real(options, files, folder)
+        return _real(options, resolve_paths(options.input), folder)
     run = load_run(options.run, step=options.step, ema=not options.no_ema)
     xla.configure(run.config.train)
     (task,) = trained.make_tasks([options.run], [run])
+    if run.config.data.source == "bundles":
+        return _bundles(options, run, task, folder)
+    files = resolve_paths(options.input)
     if options.real:
         return _real(options, files, folder, _setting(options, run, task, "val_tree", False, files))
     trained.check_parts(options.run, task, run.params)
@@ -174,6 +180,39 @@ def main(argv: Sequence[str]) -> int:
             print("\n".join(map(to_text, tables[:2])))  # all of them are in metrics.txt
     finally:
         source.close()
+    print(f"done: {folder}")
+    return 0
+
+
+def _bundles(options: argparse.Namespace, run: "SavedRun", task: Any, folder: Path) -> int:
+    """Evaluates a flow on muon bundles, which have neither sensors nor a tree."""
+    from xec_jax.data.open import open_source
+    from xec_jax.data.root.manifest import resolve_paths
+    from xec_jax.evaluation import outcome
+    from xec_jax.evaluation.base import Options, Setting, epoch_of
+    from xec_jax.evaluation.text import to_text
+
+    _refuse_others(options, OF_BUNDLES, "an evaluation of muon bundles")
+    files = resolve_paths(options.input, ".parquet")
+    setting = Setting(
+        name=options.run.resolve().name,
+        run=run,
+        task=task,
+        epoch=epoch_of(options.run, run.step),
+        is_simulated=False,
+        sample=None,
+        tree_name="",
+        files=tuple(files),
+        options=Options(
+            batch_size=max(options.batch_size, run.config.data.batch_size),
+            seed=options.seed,
+            has_figures=not options.no_figures,
+        ),
+    )
+    source = open_source(run.config.data, [str(path) for path in files])
+    facts = {"input": ", ".join(options.input), "date": _date()}
+    tables = outcome.evaluate(setting, source, folder, workdir=options.run, facts=facts)
+    print("\n".join(map(to_text, tables)))
     print(f"done: {folder}")
     return 0
 
@@ -254,7 +293,8 @@ def _folder(options: argparse.Namespace) -> Path:
 def _name(first: str) -> str:
     """Returns what the folder of an evaluation is called: the input without wildcards."""
     path = Path(first)
-    return re.sub(r"[^\w.-]+", "", path.stem if path.suffix == ".root" else path.name) or "events"
+    is_file = path.suffix in (".root", ".parquet")
+    return re.sub(r"[^\w.-]+", "", path.stem if is_file else path.name) or "events"
 
 
 def _counts(text: str) -> dict[str, int]:
@@ -268,13 +308,18 @@ def _counts(text: str) -> dict[str, int]:
     return found
 
 
+def _refuse_others(options: argparse.Namespace, allowed: Sequence[str], what: str) -> None:
+    usual = parser().parse_args(["--input", "x"])
+    for key, value in vars(options).items():
+        if key not in allowed and value != getattr(usual, key):
+            raise ConfigError(f"--{key} with {what}", expected=f"--{', --'.join(allowed)}")
+
+
 def _check(options: argparse.Namespace, folder: Path) -> None:
     name = f"scan_{options.scan}.json" if options.scan else "metrics.json"
     if options.real:
-        name, usual = "report.html", parser().parse_args(["--input", "x"])
-        for key, value in vars(options).items():
-            if key not in OF_REAL and value != getattr(usual, key):
-                raise ConfigError(f"--{key} with --real", expected=f"--{', --'.join(OF_REAL)}")
+        name = "report.html"
+        _refuse_others(options, OF_REAL, "--real")
     if (folder / name).exists() and not options.overwrite:
         raise ConfigError(
             f"{folder} holds an evaluation ({name})",

@@ -9,7 +9,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from xec_jax import trained
-from xec_jax.data.open import open_source
+from xec_jax.data.open import open_source, open_sources
 from xec_jax.data.root.manifest import resolve_paths
 from xec_jax.errors import Preempted, XecError
 from xec_jax.evaluation import base, outcome
@@ -52,6 +52,9 @@ def _report(workdir: Path, config: ConfigDict, stop: Callable[[], bool]) -> None
         more = base.branches_of(task.name)
         wanted, is_simulated = trained.wanted_branches(task, data.tree_name, first, more)
         sample = sample_parameters(first)
+    elif data.source == "bundles":
+        files, wanted = resolve_paths(data.valid or data.train, ".parquet"), list(task.spec)
+        is_simulated = False
     else:  # caches hold what the training reads, and nothing else
         wanted = list(task.spec)
         is_simulated = any(name.endswith("Truth") for name in wanted)
@@ -62,19 +65,30 @@ def _report(workdir: Path, config: ConfigDict, stop: Callable[[], bool]) -> None
         epoch=base.epoch_of(workdir, run.step),
         is_simulated=is_simulated,
         sample=sample,
-        tree_name=data.tree_name,
+        tree_name=data.get("tree_name", ""),
         files=tuple(files),
-        options=Options(opponents=config.eval.opponents),
+        options=_options(config),
         stop=stop,
     )
     facts = {
-        "input": f"{data.valid}, the validation events",
+        "input": f"{data.valid or 'part of ' + str(data.train)}, the validation events",
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()) + " UTC",
     }
-    source = open_source(data, data.valid, wanted=wanted)
+    if data.valid is None:  # a share of the training files
+        train, others = open_sources(data, wanted)
+        train.close()
+        source = others["valid"]
+    else:
+        source = open_source(data, data.valid, wanted=wanted)
     try:
         folder = workdir / "evaluation" / "valid"
         print(f"evaluating step {run.step} on {len(source):,} events: {folder}", flush=True)
         outcome.evaluate(setting, source, folder, workdir=workdir, facts=facts)
     finally:
         source.close()
+
+
+def _options(config: ConfigDict) -> Options:
+    if config.data.source == "bundles":
+        return Options(batch_size=config.data.batch_size)
+    return Options(opponents=config.eval.opponents)

@@ -19,40 +19,15 @@ from xec_jax.errors import ConfigError
 from xec_jax.nets.flow_bases import Base, Settings
 from xec_jax.nets.layers import Dense
 from xec_jax.nets.made import MADE
+from xec_jax.nets.splines import SOFT_LIMIT, Spline
 from xec_jax.types import Array, Key
 
-MIN_BIN = MIN_SLOPE = 1e-3
-SOFT_LIMIT = 6.907755  # -log 1e-3: what softly clipped parameters approach
 KINDS = ("autoregressive", "coupling")
 
 
-def spline(raw: Array, bound: float) -> distrax.RationalQuadraticSpline:
-    """Monotone rational-quadratic splines on [-bound, bound], the identity outside and at raw = 0.
-
-    Raw numbers are clipped softly: without that, slopes of e^-24 occur, and float32 does not
-    find the way back through them.
-
-    Args:
-        raw: (... 3 k + 1) for k bins: widths, heights, slopes at the knots.
-        bound: Where the spline ends, in units of its variable.
-
-    Source:
-        C. Durkan et al. 2019, arXiv:1906.04032.
-    """
-    k = raw.shape[-1] // 3
-    limit = jnp.where(jnp.arange(raw.shape[-1]) < 2 * k, SOFT_LIMIT / 2, SOFT_LIMIT)
-    return distrax.RationalQuadraticSpline(
-        raw / (1 + jnp.abs(raw) / limit),
-        -bound,
-        bound,
-        boundary_slopes="identity",
-        min_bin_size=MIN_BIN,
-        min_knot_slope=MIN_SLOPE,
-    )
-
-
-Conditioner = Callable[[Array], distrax.Bijector]
-"""Features (... d) -> elementwise bijectors of them, that of feature d from those before it."""
+Conditioner = Callable[..., distrax.Bijector]
+"""(features (... d), number of a feature or None) -> elementwise bijectors of all features, or of
+that one (...); what is done to a feature depends on the features before it."""
 
 
 class MaskedAutoregressive(distrax.Bijector):
@@ -73,13 +48,12 @@ class MaskedAutoregressive(distrax.Bijector):
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         """See `distrax.Bijector`; takes one pass per feature."""
-
-        def improve(_: int, x: Array) -> Array:
-            return self._conditioner(x).inverse(y)  # one more feature is right after each pass
-
-        x = lax.fori_loop(0, y.shape[-1] - 1, improve, jnp.zeros_like(y))
-        x, log_det = self._conditioner(x).inverse_and_log_det(y)
-        return x, log_det.sum(-1)
+        x, log_dets = jnp.zeros_like(y), []
+        for i in range(y.shape[-1]):
+            one, log_det = self._conditioner(x, i).inverse_and_log_det(y[..., i])
+            x = x.at[..., i].set(one)
+            log_dets.append(log_det)
+        return x, jnp.stack(log_dets).sum(0)
 
 
 class Reversing(distrax.Bijector):
@@ -193,9 +167,9 @@ class ConditionalFlow(nn.Module):
         first = distrax.Block(distrax.ScalarAffine(shift, scale), 1)
 
         def make(params: Any) -> distrax.Bijector:
-            def splines(x: Array) -> distrax.Bijector:
-                raw = cast(Array, self._layer.apply({"params": params}, x, embedded))
-                return spline(raw, self.bound)
+            def splines(x: Array, feature: int | None = None) -> distrax.Bijector:
+                raw = self._layer.apply({"params": params}, x, embedded, feature)
+                return Spline(cast(Array, raw), self.bound)
 
             if self.kind == "autoregressive":
                 return MaskedAutoregressive(splines)
