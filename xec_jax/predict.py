@@ -24,6 +24,8 @@ EXAMPLES = """examples:
       --dead_channels dead.txt --run_number 430000         the sensors that a real run lacks
   predict --onnx model.onnx --input DataGammaAngle_430000-431999.root      an exported network;
       writes inference_results_Run430000-431999.root
+  predict --run runs/muon_flow-default --input primaries.parquet --output bundles.parquet
+                                                           draws muons for primaries
   predict --onnx model.onnx --inpaint runs/inpaint-default --input DATA.root \\
       --output out.root                                    dead channels filled before
 
@@ -42,6 +44,9 @@ OVERRIDES = {
     "sentinel_value": float,
 }
 """What may take the place of the facts in an exported file, with their types."""
+
+MAX_MUONS = 100_000
+OF_BUNDLES = ("run", "input", "output", "overwrite", "seed", "step", "no_ema", "max_muons")
 
 RUN_RANGE = re.compile(r"_(\d{6,})-(\d{6,})\.root$")
 """How files of real data say of which runs they are."""
@@ -78,9 +83,15 @@ def parser() -> argparse.ArgumentParser:
     runs.add_argument(
         "--mc_dropout", type=int, default=0, metavar="N", help="average N draws with dropout on"
     )
-    runs.add_argument("--seed", type=int, default=0, metavar="S", help="of the dropout draws")
+    runs.add_argument("--seed", type=int, default=0, metavar="S", help="of draws (dropout, muons)")
     runs.add_argument("--step", type=int, help="checkpoint to use (default: the best one)")
     runs.add_argument("--no_ema", action="store_true", help="not the moving average")
+    runs.add_argument(
+        "--max_muons",
+        type=int,
+        metavar="N",
+        help=f"of muon bundles: no event gets more than this many; default: {MAX_MUONS:,}",
+    )
     dead = parser.add_argument_group("dead channels")
     dead.add_argument(
         "--inpaint", type=Path, metavar="DIR|FILE.onnx", help="the inpainter that fills them"
@@ -116,6 +127,10 @@ def main(argv: Sequence[str]) -> int:
     from xec_jax.inference.network import predict
     from xec_jax.inference.pulls import Pulls
 
+    if options.run and trained.reads_bundles(options.run[0]):
+        return _bundles(options)
+    if options.max_muons is not None:
+        raise ConfigError("--max_muons", expected="a run of task muon_flow")
     trained.refuse_caches(options.input)
     files = resolve_paths(options.input)
     output = options.output or _auto_name(files)
@@ -149,6 +164,32 @@ def main(argv: Sequence[str]) -> int:
     n, seconds = file.entries[layout.tree], time.monotonic() - begun
     print(f"wrote {n} events to {output}, {n / seconds:.0f} events/s with compilation")
     pulls.report(output)
+    return 0
+
+
+def _bundles(options: argparse.Namespace) -> int:
+    """Draws muon bundles for a file of primaries."""
+    from xec_jax.data.root.manifest import resolve_paths
+    from xec_jax.inference import bundles
+    from xec_jax.train import xla
+    from xec_jax.train.saved import load_run
+
+    usual = parser().parse_args(["--run", "x", "--input", "x"])
+    for name, value in vars(options).items():
+        if name not in OF_BUNDLES and value != getattr(usual, name):
+            expected = f"--{', --'.join(OF_BUNDLES)}"
+            raise ConfigError(f"--{name} with a run of task muon_flow", expected=expected)
+    if len(options.run) > 1 or options.output is None:
+        found = f"{len(options.run)} runs, --output {options.output}"
+        raise ConfigError(found, expected="one run of task muon_flow, --output FILE.parquet")
+    if options.max_muons is not None and options.max_muons < 1:
+        raise ConfigError(f"--max_muons {options.max_muons}", expected="a positive number")
+    files = resolve_paths(options.input, ".parquet")
+    check_new([options.output], overwrite=options.overwrite, inputs=files)
+    run = load_run(options.run[0], step=options.step, ema=not options.no_ema)
+    xla.configure(run.config.train)
+    most = MAX_MUONS if options.max_muons is None else options.max_muons
+    bundles.predict(run, files, options.output, seed=options.seed, max_muons=most)
     return 0
 
 

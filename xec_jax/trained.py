@@ -51,6 +51,13 @@ def make_tasks(paths: Sequence[Path], runs: "Sequence[SavedRun]") -> "list[Task]
     return tasks
 
 
+def reads_bundles(path: Path) -> bool:
+    """Returns whether a run is about muon bundles, in parquet files instead of ROOT files."""
+    from xec_jax.train.migrations import read_config
+
+    return (path / "config.json").is_file() and read_config(path).data.source == "bundles"
+
+
 def check_parts(path: Path, task: "Task", params: Any) -> None:
     """Refuses a run that lacks parts of its network, such as a converted encoder.
 

@@ -109,6 +109,33 @@ def read_facts(path: str | Path) -> dict[str, Any]:
         return dict(json.loads(kept.get(FACTS.encode(), b"{}")))
 
 
+def read_primaries(paths: Sequence[str | Path], rows: int) -> Iterator[np.ndarray]:
+    """Yields the column `primary` of parquet files, float32 (at most `rows`, 4) at a time.
+
+    Raises:
+        DataError: As in `read_bundles`.
+    """
+    import pyarrow.parquet as parquet
+
+    for path in map(Path, paths):
+        with _named(path):
+            file = parquet.ParquetFile(path)
+        if "primary" not in file.schema_arrow.names:
+            raise DataError(
+                f"{path} has no column 'primary' (it has: {', '.join(file.schema_arrow.names)})",
+                expected="lists of energy, zenith, mass and depth",
+            )
+        batches, first = file.iter_batches(rows, columns=["primary"]), 0
+        while True:
+            with _named(path):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            primaries = _primaries(batch.column(0), path, first).astype(np.float32)
+            first += len(primaries)
+            yield primaries
+
+
 def split_showers(bundles: Bundles, share: float, seed: int = 0) -> tuple[Bundles, Bundles]:
     """Splits events in two so that all events of a shower are on the same side.
 
@@ -169,16 +196,7 @@ def _read(path: Path) -> Bundles:
     with _named(path):
         table = file.read(["primary", "muons", *ids]).combine_chunks()
         columns = {name: table.column(name).combine_chunks() for name in table.column_names}
-    lengths, numbers = _lists(columns["primary"], path, "primary")
-    width = int(lengths[0]) if len(lengths) else 4
-    if width < 4 or np.any(lengths != width):
-        where = int(np.argmax(lengths != max(width, 4)))
-        raise DataError(
-            f"{path}: column 'primary' has {int(lengths[where])} numbers in row {where}",
-            expected="energy, zenith, mass, depth in every row",
-        )
-    # A fourth number in longer lists is a time.
-    primaries = numbers.reshape(-1, width)[:, [0, 1, 2, 3 if width == 4 else 4]]
+    primaries = _primaries(columns["primary"], path)
     counts, inner = _lists(columns["muons"], path, "muons")
     sizes, numbers = _lists(inner, path, "muons") if len(inner) else (counts[:0], np.empty(0))
     size = int(sizes[0]) if len(sizes) else 4
@@ -191,21 +209,40 @@ def _read(path: Path) -> Bundles:
     muons = numbers.reshape(-1, size)
     if size == 3:
         muons = np.insert(muons, 1, np.hypot(muons[:, 1], muons[:, 2]), axis=1)
-    for name, values in (("primary", primaries), ("muons", muons)):
-        bad = np.flatnonzero(~np.isfinite(values).all(1))
-        if len(bad):
-            raise DataError(
-                f"{path}: column {name!r} has {len(bad)} entries that are not finite, the first "
-                f"is number {bad[0]}",
-                expected="finite numbers",
-                remedy="take these showers out of the file",
-            )
+    _check_finite(muons, path, "muons")
     identity = [columns[name].to_numpy(zero_copy_only=False) for name in ids]
     shower = _hash_rows(
         np.stack(identity, 1) if ids else primaries[:, :3], str(path) if ids else ""
     )
     floats = (primaries.astype(np.float32), counts, muons.astype(np.float32))
     return Bundles(*floats, shower)
+
+
+def _primaries(column: Any, path: Path, first: int = 0) -> np.ndarray:
+    """Returns energy, zenith, mass and depth of each row, float64 (n, 4)."""
+    lengths, numbers = _lists(column, path, "primary")
+    width = int(lengths[0]) if len(lengths) else 4
+    if width < 4 or np.any(lengths != width):
+        where = int(np.argmax(lengths != max(width, 4)))
+        raise DataError(
+            f"{path}: column 'primary' has {int(lengths[where])} numbers in row {first + where}",
+            expected="energy, zenith, mass, depth in every row",
+        )
+    # A fourth number in longer lists is a time.
+    primaries = numbers.reshape(-1, width)[:, [0, 1, 2, 3 if width == 4 else 4]]
+    _check_finite(primaries, path, "primary", first)
+    return np.asarray(primaries)
+
+
+def _check_finite(values: np.ndarray, path: Path, name: str, first: int = 0) -> None:
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(bad):
+        raise DataError(
+            f"{path}: column {name!r} has {len(bad)} entries that are not finite, the first "
+            f"is number {first + bad[0]}",
+            expected="finite numbers",
+            remedy="take these showers out of the file",
+        )
 
 
 def _lists(column: Any, path: Path, name: str) -> tuple[np.ndarray, Any]:

@@ -211,7 +211,8 @@ class MuonFlowEvaluation(Evaluation):
         head, params = self.experiment.multiplicity, self.setting.run.params["multiplicity"]
         conditions = self.encoding.conditions(jnp.asarray(primary))
         key = jax.random.PRNGKey(self.setting.options.seed)
-        return np.asarray(head.sample(key, head.apply({"params": params}, conditions)))
+        output = jnp.asarray(head.apply({"params": params}, conditions))
+        return np.asarray(head.sample(key, output))
 
 
 EVALUATION = MuonFlowEvaluation

@@ -96,7 +96,8 @@ def in_parts(
         figure = make_figure(4.0 * len(names), 3.4, layout="constrained")
         axes = figure.subplots(1, len(names), squeeze=False)[0]
         for i, name in enumerate(names):
-            edges = np.linspace(*np.quantile(real[:, i], [0.002, 0.998]), BINS // 2)
+            low, high = np.quantile(real[:, i], [0.002, 0.998])
+            edges = np.linspace(low, high, BINS // 2)
             for (text, used), color in zip(parts, COLORS, strict=False):
                 kwargs = {"color": color, "density": True}
                 axes[i].hist(real[used, i], edges, alpha=0.25, label=text, **kwargs)
