@@ -67,7 +67,7 @@ def real_and_drawn(real: np.ndarray, drawn: np.ndarray, names: Sequence[str]) ->
         axes[0].legend(loc="lower center")
         limits = np.quantile(real[:, :2], [0.001, 0.999], axis=0).T
         for panel, values, title in ((axes[d], real, "measured"), (axes[d + 1], drawn, "drawn")):
-            panel.hist2d(values[:, 0], values[:, 1], BINS, limits.tolist(), cmap="Blues")
+            panel.hist2d(values[:, 0], values[:, 1], BINS, range=limits.tolist(), cmap="Blues")
             panel.set(xlabel=LABELS[names[0]], ylabel=LABELS[names[1]], title=title)
             panel.grid(visible=False)
     return figure

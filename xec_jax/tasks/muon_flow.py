@@ -231,13 +231,16 @@ class Experiment:
         weights, model = self.weights(batch), self.model
         stage_a, conditions = self.encoding.stage_a(batch["muon"]), self._conditions(batch)
         context = self.context(batch["primary"])
-        log_prob, noise = self.log_prob(params["flow"], stage_a, context)
+        other = jnp.roll(context, len(context) // 2, axis=0)
+        single = [context.at[:, i].set(other[:, i]) for i in range(len(CONDITIONS))]
+        # One after the other, so that the flow is compiled once for all of them.
+        (log_prob, *swapped), (noise, *_) = lax.map(
+            lambda given: self.log_prob(params["flow"], stage_a, given),
+            jnp.stack([context, other, *single]),
+        )
         terms, metrics = self._terms(params, batch, weights, conditions, -log_prob)
         found = {"log_prob": log_prob, "noise": noise}
-        other = jnp.roll(context, len(context) // 2, axis=0)
-        for i, name in ((None, ""), *enumerate(CONDITIONS)):
-            swapped = other if i is None else context.at[:, i].set(other[:, i])
-            value, _ = self.log_prob(params["flow"], stage_a, swapped)
+        for name, value in zip(("", *CONDITIONS), swapped, strict=True):
             suffix = f"_{name}" if name else ""
             found[f"log_prob_swapped{suffix}"] = value
             metrics[f"nll_swapped{suffix}"] = mean_of(-value, weights["muon"])
