@@ -19,6 +19,8 @@ import numpy as np
 
 from xec_jax.data.bundle_writer import write_bundles
 from xec_jax.data.muons import Bundles, read_bundles
+from xec_jax.plots.plateau import plateau_figure
+from xec_jax.plots.style import save
 from xec_jax.simulate import write_sample
 from xec_jax.tasks.muon_flow import Experiment
 from xec_jax.train.saved import load_run
@@ -91,23 +93,6 @@ def measure(work: Path, pairs: str, size: str, epochs: int) -> dict:
     }
 
 
-def draw(rows: list[dict], path: Path) -> None:
-    """Draws the NLL of every row between the two known bounds."""
-    from xec_jax.plots.style import COLORS, house_style, make_figure
-
-    with house_style():
-        figure = make_figure(7.0, 0.5 * len(rows) + 1.4, layout="constrained")
-        axes = figure.subplots()
-        names = [f"{row['pairs']}, {row['size']}" for row in rows]
-        axes.plot([row["NLL"] for row in rows], range(len(rows)), "o", color=COLORS[0])
-        for key, color in (("NLL of the truth", COLORS[2]), ("NLL without the primary", COLORS[1])):
-            axes.axvline(rows[0][key], color=color, label=key)
-        axes.set(xlabel="held-out NLL / nats", ylim=(len(rows) - 0.5, -0.5))
-        axes.set_yticks(range(len(rows)), names)
-        axes.legend(loc="upper center")
-        figure.savefig(path, dpi=150)
-
-
 def main() -> None:
     """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -142,7 +127,7 @@ def main() -> None:
         cells = [row[c] if isinstance(row[c], str) else f"{row[c]:.4f}" for c in COLUMNS]
         lines.append("| " + " | ".join(cells) + " |")
     (options.out / "plateau.md").write_text("\n".join(lines) + "\n")
-    draw(rows, options.out / "plateau.png")
+    save(plateau_figure(rows), options.out / "plateau", formats=("png",))
     print("\n".join(lines))
 
 

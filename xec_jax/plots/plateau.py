@@ -11,35 +11,34 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plateau_figure(cases: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Draws what each training reached, and three monitors of how it uses its context.
+def plateau_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Draws what each training reached, and two monitors of how it uses its context.
 
     Args:
-        cases: Each with `name`, `constant_std_pooled`, and `test`, the metrics on held-out events
-            with right pairs.
+        rows: Each with `pairs`, `size`, and the numbers of the table of benchmarks/plateau.py.
 
     Returns:
-        A figure of 11 inches and 0.45 per case.
+        A figure of 11 inches and 0.45 per row.
     """
-    names = [case["name"] for case in cases]
-    found = {key: np.array([case["test"][key] for case in cases]) for key in cases[0]["test"]}
-    still = np.array([case["constant_std_pooled"] for case in cases])
-    y = np.arange(len(cases))
+    found = {key: np.array([row[key] for row in rows]) for key in rows[0]}
+    y = np.arange(len(rows))
     with house_style():
-        figure = make_figure(11.0, 1.6 + 0.45 * len(cases), layout="constrained")
+        figure = make_figure(11.0, 1.6 + 0.45 * len(rows), layout="constrained")
         left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(1.5, 1, 1))
-        left.errorbar(found["nll"], y, xerr=found["excess_error"], fmt="o", color=COLORS[0])
-        for key, text in (("nll_oracle", "truth"), ("nll_marginal", "marginal")):
+        left.plot(found["NLL"], y, "o", color=COLORS[0])
+        for key, text in (("NLL of the truth", "truth"), ("NLL without the primary", "marginal")):
             value = found[key].mean()
             left.axvline(value, color=FAINT, linewidth=1, linestyle="--")
             left.annotate(
                 text, (value, 1.01), xycoords=("data", "axes fraction"), ha="center", fontsize=9
             )
-        left.set(yticks=y, yticklabels=names, xlabel="held-out NLL / nats per muon")
+        left.set(xlabel="held-out NLL / nats per muon")
+        left.set_yticks(y, [f"{row['pairs']}, {row['size']}" for row in rows])
         middle.barh(y, found["delta_perm"], color=COLORS[0], height=0.5)
+        middle.axvline(0, color=FAINT, linewidth=0.8)
         middle.set_xlabel("delta_perm / nats")
-        right.barh(y - 0.17, found["context_std_pooled"], color=COLORS[1], height=0.3)
-        right.barh(y + 0.17, still, color=COLORS[4], height=0.3)
+        right.barh(y - 0.17, found["pooled std"], color=COLORS[1], height=0.3)
+        right.barh(y + 0.17, found["pooled std, constant input"], color=COLORS[4], height=0.3)
         right.set_xlabel("pooled std of the embedded context")
         right.legend(
             ["held-out primaries", "one primary for all"],
