@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xec_jax.evaluation import bundle_truth
-from xec_jax.evaluation.base import Arrays, Columns, Drawing, Evaluation, Headline, Setting, Table
+from xec_jax.evaluation.base import Arrays, Columns, Drawing, Evaluation, Setting, Table
 from xec_jax.evaluation.two_samples import bootstrap_ratio, classifier_test, ks_distance
 from xec_jax.muon_features import CONDITIONS, encode_primaries
 from xec_jax.tasks.muon_flow import Experiment
@@ -155,11 +155,6 @@ class MuonFlowEvaluation(Evaluation):
             found["nll_multiplicity_oracle"] = float(-numbers.mean())
         return found
 
-    def headline(self, metrics: Mapping[str, float], used: np.ndarray | None = None) -> Headline:
-        """Returns likelihood and information."""
-        names = [name for name in ("nll", "information", "eta") if name in metrics]
-        return {f"{name} [nats]": (metrics[name], float("nan")) for name in names}
-
     def tables(self) -> list[Table]:
         """Returns the distance of the noise from its base, in parts of the conditions."""
         muons = self.muons
@@ -223,7 +218,7 @@ def parts(conditions: np.ndarray, n: int = 3) -> Iterator[tuple[str, str, np.nda
 
     Args:
         conditions: (m 4), of stage A.
-        n: Parts of each condition; fewer where many values are equal.
+        n: Parts of each condition; fewer where many values are equal, one where all are.
 
     Yields:
         Name of the condition, its range as text, bool (m,).
@@ -231,6 +226,8 @@ def parts(conditions: np.ndarray, n: int = 3) -> Iterator[tuple[str, str, np.nda
     for i, name in enumerate(CONDITIONS):
         values = conditions[:, i]
         edges = np.unique(np.quantile(values, np.linspace(0, 1, n + 1)))
+        if len(edges) == 1:
+            edges = np.repeat(edges, 2)
         for k, (low, high) in enumerate(pairwise(edges)):
             is_last = k == len(edges) - 2
             used = (values >= low) & ((values <= high) if is_last else (values < high))

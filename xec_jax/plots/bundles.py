@@ -18,7 +18,7 @@ LABELS = {
 }
 """Of the features of stage A, see `muon_features`."""
 CONDITION_LABELS = {
-    "log_energy": r"$\log_{10} E_0$",
+    "log_energy": r"$\log_{10} E_0$ / PeV",
     "cos_zenith": "cos zenith",
     "log_mass": r"$\log_{10}$ mass",
     "depth": "depth / km",
@@ -26,7 +26,7 @@ CONDITION_LABELS = {
 """Of the conditions, in their order."""
 CAPTIONS = {
     "muons": "Features of stage A of all muons, measured and drawn for the same primaries.",
-    "given": "Features in parts of a condition: filled as measured, lines as drawn.",
+    "given": "Features in parts of a condition: dots as measured, lines as drawn.",
     "profiles": "Median and central 68 % against each condition.",
     "noise": "Where the flow is right, the noise fills its base distribution evenly in every part.",
     "delta_perm": "What the density loses where a condition is that of another event.",
@@ -55,14 +55,8 @@ def real_and_drawn(real: np.ndarray, drawn: np.ndarray, names: Sequence[str]) ->
             edges = np.linspace(low, high, BINS)
             kinds = ((real, "measured", COLORS[0]), (drawn, "drawn", COLORS[1]))
             for values, label, color in kinds:
-                axes[i].hist(
-                    np.clip(values[:, i], low, high),
-                    edges,
-                    histtype="step",
-                    color=color,
-                    label=label,
-                    linewidth=1.4,
-                )
+                heights = np.histogram(values[:, i], edges)[0]
+                axes[i].stairs(heights, edges, baseline=None, color=color, label=label)
             axes[i].set(xlabel=LABELS[name], yscale="log", ylabel="muons")
         axes[0].legend(loc="lower center")
         limits = np.quantile(real[:, :2], [0.001, 0.999], axis=0).T
@@ -80,7 +74,7 @@ def in_parts(
     names: Sequence[str],
     condition: str,
 ) -> "Figure":
-    """Draws histograms of each feature in parts of a condition: real ones filled, drawn as lines.
+    """Draws histograms of each feature in parts of a condition: dots as measured, lines as drawn.
 
     Args:
         real: Features (m d) as measured.
@@ -99,9 +93,13 @@ def in_parts(
             low, high = np.quantile(real[:, i], [0.002, 0.998])
             edges = np.linspace(low, high, BINS // 2)
             for (text, used), color in zip(parts, COLORS, strict=False):
-                kwargs = {"color": color, "density": True}
-                axes[i].hist(real[used, i], edges, alpha=0.25, label=text, **kwargs)
-                axes[i].hist(drawn[used, i], edges, histtype="step", linewidth=1.4, **kwargs)
+                measured, found = (
+                    np.histogram(values[used, i], edges, density=True)[0]
+                    for values in (real, drawn)
+                )
+                middles = (edges[1:] + edges[:-1]) / 2
+                axes[i].plot(middles, measured, "o", ms=3.5, color=color, label=text)
+                axes[i].stairs(found, edges, baseline=None, color=color)
             axes[i].set(xlabel=LABELS[name], ylabel="density", yscale="log")
         axes[0].legend(title=CONDITION_LABELS[condition], title_fontsize=9, loc="lower center")
     return figure
@@ -160,18 +158,21 @@ def noise_ranks(
     with house_style():
         figure = make_figure(13.0, 2.5 * len(names), layout="constrained")
         axes = figure.subplots(len(names), len(CONDITION_LABELS), squeeze=False, sharey=True)
-        edges = np.linspace(0, 1, 21)
+        edges, heights = np.linspace(0, 1, 21), []
         for k, (condition, label) in enumerate(CONDITION_LABELS.items()):
             own = [(text, used) for name, text, used in parts if name == condition]
             for i, name in enumerate(names):
                 panel = axes[i, k]
                 for (text, used), color in zip(own, COLORS, strict=False):
                     counts = np.histogram(pit[used, i], edges)[0] / (used.sum() / 20)
-                    panel.stairs(counts, edges, color=color, label=text)
+                    panel.stairs(counts, edges, baseline=None, color=color, label=text)
+                    heights.append(counts)
                 panel.axhline(1, color=FAINT, linewidth=0.8)
-                panel.set(xlabel=f"rank of the noise of {name}", ylim=(0.7, 1.3))
+                panel.set(xlabel=f"rank of the noise of {name}")
                 panel.set_ylabel("relative to uniform" if k == 0 else "")
             axes[0, k].legend(title=label, title_fontsize=9, ncols=2, fontsize=7)
+        low, high = np.min(heights), np.max(heights)
+        axes[0, 0].set_ylim(0.7 if low > 0.7 else 0, max(1.3, 1.3 * high))
     return figure
 
 
@@ -191,7 +192,14 @@ def rises(values: Sequence[tuple[float, float]]) -> "Figure":
         height, error = np.transpose(values)
         axes.bar(labels, height, yerr=error, color=COLORS[0], width=0.6)
         for i, value in enumerate(height):
-            axes.annotate(f"{value:.3f}", (i, value), ha="center", va="bottom", fontsize=8)
+            axes.annotate(
+                f"{value:.3f}",
+                (i, max(value, 0) + error[i]),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
         axes.axhline(0, color=FAINT, linewidth=0.8)
         axes.set_ylabel("rise of the NLL / nats")
         axes.grid(visible=False, axis="x")
@@ -224,7 +232,7 @@ def multiplicity(energy: np.ndarray, count: np.ndarray, drawn: np.ndarray) -> "F
             width = max(1, round(most / 50))  # whole numbers of muons, or bins would differ
             edges = np.arange(0, most + 2 * width, width) - 0.5
             right.hist(values, edges, histtype="step", color=color, label=text, linewidth=1.4)
-        left.set(xlabel=CONDITION_LABELS["log_energy"], ylabel="muons per event")
+        left.set(xlabel=r"$\log_{10} E_0$ / GeV", ylabel="muons per event")
         left.legend()
         right.set(xlabel="muons per event", ylabel="events", yscale="log")
     return figure
