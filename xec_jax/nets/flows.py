@@ -48,12 +48,15 @@ class MaskedAutoregressive(distrax.Bijector):
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         """See `distrax.Bijector`; takes one pass per feature."""
-        x, log_dets = jnp.zeros_like(y), []
+        known: list[Array] = []
+        log_dets = []
         for i in range(y.shape[-1]):
-            one, log_det = self._conditioner(x, i).inverse_and_log_det(y[..., i])
-            x = x.at[..., i].set(one)
+            unknown = [jnp.zeros_like(y[..., i])] * (y.shape[-1] - i)
+            conditioned = self._conditioner(jnp.stack([*known, *unknown], -1), i)
+            one, log_det = conditioned.inverse_and_log_det(y[..., i])
+            known.append(one)
             log_dets.append(log_det)
-        return x, jnp.stack(log_dets).sum(0)
+        return jnp.stack(known, -1), jnp.stack(log_dets).sum(0)
 
 
 class Reversing(distrax.Bijector):
@@ -62,11 +65,14 @@ class Reversing(distrax.Bijector):
     Args:
         make: Makes a layer from its parameters.
         stacked: Parameters of all layers, along the first axis of every array.
+        unroll: Layers that are compiled in a row; all of them leave no loop.
     """
 
-    def __init__(self, make: Callable[[Any], distrax.Bijector], stacked: Any) -> None:
+    def __init__(
+        self, make: Callable[[Any], distrax.Bijector], stacked: Any, unroll: int | bool = 1
+    ) -> None:
         super().__init__(event_ndims_in=1)
-        self._make, self._stacked = make, stacked
+        self._make, self._stacked, self._unroll = make, stacked, unroll
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         """See `distrax.Bijector`; (... d) -> (... d), (...)."""
@@ -77,7 +83,7 @@ class Reversing(distrax.Bijector):
             return (y[..., ::-1], log_det + change), None
 
         start = x, jnp.zeros(x.shape[:-1], x.dtype)
-        return lax.scan(step, start, self._stacked)[0]
+        return lax.scan(step, start, self._stacked, unroll=self._unroll)[0]
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         """See `distrax.Bijector`; (... d) -> (... d), (...)."""
@@ -88,7 +94,7 @@ class Reversing(distrax.Bijector):
             return (x, log_det + change), None
 
         start = y, jnp.zeros(y.shape[:-1], y.dtype)
-        return lax.scan(step, start, self._stacked, reverse=True)[0]
+        return lax.scan(step, start, self._stacked, reverse=True, unroll=self._unroll)[0]
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,7 @@ class ConditionalFlow(nn.Module):
         kind: `autoregressive`, or `coupling` for faster samples.
         base: Base distribution.
         bound: The splines act within +- this, so features should have mean 0 and spread 1.
+        portable: Without loops, for export.
     """
 
     features: int
@@ -127,6 +134,7 @@ class ConditionalFlow(nn.Module):
     kind: str = "autoregressive"
     base: Settings = Settings()
     bound: float = 5.0
+    portable: bool = False
 
     def setup(self) -> None:
         """Makes the networks."""
@@ -177,7 +185,9 @@ class ConditionalFlow(nn.Module):
             known = jnp.arange(self.features) < self.features // 2
             return distrax.MaskedCoupling(known, lambda x: x, splines)
 
-        to_noise = distrax.Chain([Reversing(make, self.stacked), first])  # the last acts first
+        to_noise = distrax.Chain(
+            [Reversing(make, self.stacked, self.portable or 1), first]
+        )  # the last acts first
         return distrax.Transformed(self.noise(embedded.shape[:-1]), distrax.Inverse(to_noise))
 
     def log_prob(self, x: Array, condition: Array) -> Array:
