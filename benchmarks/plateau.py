@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ import numpy as np
 
 from xec_jax.data.bundle_writer import write_bundles
 from xec_jax.data.muons import Bundles, read_bundles
+from xec_jax.muon_features import encode_primaries
 from xec_jax.plots.plateau import plateau_figure
 from xec_jax.plots.style import save
 from xec_jax.simulate import write_sample
@@ -28,8 +30,9 @@ from xec_jax.train.saved import load_run
 CONFIG = Path(__file__).parents[1] / "configs" / "muon_flow.py"
 BATCH = 2048  # events of a batch of the defective reader
 LR = {"S": 3e-3, "M": 1.5e-3, "L": 1e-3}
-COLUMNS = ("pairs", "size", "NLL", "excess", "information", "delta_perm", "residual R2",
-           "pooled std", "pooled std, constant input", "spread per unit")  # fmt: skip
+COLUMNS = ("pairs", "size", "own primary", "R2 of ln r", "NLL", "excess", "information",
+           "delta_perm", "residual R2", "pooled std", "pooled std, constant input",
+           "spread per unit")  # fmt: skip
 
 
 def scrambled(bundles: Bundles, seed: int = 0) -> Bundles:
@@ -42,6 +45,33 @@ def scrambled(bundles: Bundles, seed: int = 0) -> Bundles:
             batch = batch._replace(primaries=batch.primaries[order], counts=batch.counts[order])
         parts.append(batch)
     return Bundles(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def write_scrambled(source: Path, to: Path) -> None:
+    """Passes the events of a folder through the defect."""
+    wrong = scrambled(read_folder(source))
+    to.mkdir()
+    chunk = {"primary": wrong.primaries, "count": wrong.counts, "muons": wrong.muons}
+    chunk["event"] = np.arange(len(wrong.counts))
+    # No facts about the benchmark: its density is not that of these pairs.
+    write_bundles(to / "muon_0000.parquet", [chunk])
+
+
+def read_folder(folder: Path) -> Bundles:
+    """Reads all files of a folder."""
+    return read_bundles(sorted(folder.glob("*.parquet")))
+
+
+def pairing(right: Bundles, delivered: Bundles) -> dict[str, float]:
+    """Tests T1 and T2 of a reader: whose primary muons have, and what primaries say about ln r."""
+    true, c = (np.repeat(b.primaries, b.counts, axis=0) for b in (right, delivered))
+    own = (true == c).all(1).mean()
+    c = np.asarray(encode_primaries(c), np.float64)
+    c = (c - c.mean(0)) / c.std(0)
+    products = [c[:, i] * c[:, j] for i, j in combinations_with_replacement(range(4), 2)]
+    design, target = np.stack([np.ones(len(c)), *c.T, *products], 1), np.log(right.muons[:, 1])
+    rest = target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
+    return {"own primary": float(own), "R2 of ln r": float(1 - rest.var() / target.var())}
 
 
 def command(name: str, *words: object) -> None:
@@ -67,18 +97,16 @@ def measure(work: Path, pairs: str, size: str, epochs: int) -> dict:
     }
     words = [f"--config.{name}={value}" for name, value in keys.items()]
     command("train", "--config", f"{CONFIG}:{size}", "--workdir", run, *words)
-    if not (folder / "metrics.json").exists():
-        command("evaluate", "--run", run, "--input", work / "test", "--output", folder,
-                "--no_figures")  # fmt: skip
-    found = json.loads((folder / "metrics.json").read_text())["metrics"]
+    found = judge(run, work / "test", folder)
     saved = load_run(run)
     experiment = Experiment(saved.config)
     constant = experiment.flow.apply(
         {"params": saved.params["flow"]}, jnp.zeros((1, 4)), method=experiment.flow.embed
     )
-    return {
+    row = {
         "pairs": pairs,
         "size": size,
+        **pairing(read_folder(work / "train"), read_folder(work / train)),
         "NLL": found["nll"],
         "excess": found["excess"],
         "excess error": found["excess_error"],
@@ -91,6 +119,18 @@ def measure(work: Path, pairs: str, size: str, epochs: int) -> dict:
         "NLL of the truth": found["nll_oracle"],
         "NLL without the primary": found["nll_marginal"],
     }
+    if pairs == "scrambled":
+        seen = judge(run, work / "test scrambled", work / f"{pairs}-{size}-evaluation-by-reader")
+        keys = ("nll", "information", "delta_perm", "residual_r2")
+        row["test events through the same reader"] = {key: seen[key] for key in keys}
+    return row
+
+
+def judge(run: Path, events: Path, folder: Path) -> dict:
+    """Evaluates a run, unless that is done; returns its metrics."""
+    if not (folder / "metrics.json").exists():
+        command("evaluate", "--run", run, "--input", events, "--output", folder, "--no_figures")
+    return dict(json.loads((folder / "metrics.json").read_text())["metrics"])
 
 
 def main() -> None:
@@ -109,12 +149,9 @@ def main() -> None:
     ):
         if not (options.work / name).exists():
             write_sample("muon", options.work / name, n, seed=seed, parameters=parameters)
-    if not (options.work / "scrambled").exists():
-        wrong = scrambled(read_bundles(sorted((options.work / "train").glob("*.parquet"))))
-        (options.work / "scrambled").mkdir()
-        chunk = {"primary": wrong.primaries, "count": wrong.counts, "muons": wrong.muons}
-        chunk["event"] = np.arange(len(wrong.counts))
-        write_bundles(options.work / "scrambled" / "muon_0000.parquet", [chunk])
+    for name, to in (("train", "scrambled"), ("test", "test scrambled")):
+        if not (options.work / to).exists():
+            write_scrambled(options.work / name, options.work / to)
     cases = [("right", size) for size in options.sizes]
     cases[1:1] = [("no context", options.sizes[0]), ("scrambled", options.sizes[0])]
     rows = []
