@@ -153,3 +153,29 @@ def test_a_saved_model_is_there(exported):
     folder = exported["jax2tf"].parent
     assert (folder / "saved" / "saved_model.pb").exists()
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_flow_gives_density_and_muons(caches, tmp_path):
+    """Muons made of noise by the file have the density that JAX says they have."""
+    needs("jax2tf")
+    pytest.importorskip("distrax")
+    from xec_jax.tasks.muon_flow import Experiment
+
+    config = configs.load("configs/muon_flow.py:tiny", ["--config.data.train=x"])
+    experiment, rng = Experiment(config), np.random.default_rng(3)
+    task = base.make_task(config)
+    shapes = jax.eval_shape(task.init, jax.random.PRNGKey(0), base.example_batch(task.spec, 1))
+    params = jax.tree.map(lambda s: rng.normal(0, 0.1, s.shape).astype(np.float32), shapes)
+    write_run(tmp_path / "flow", config, params, task, origin={"by": "a test"})
+    path = tmp_path / "sample.onnx"
+    words = ["--run", tmp_path / "flow", "--part", "sample", "--output", path]
+    code, _, err = command(caches, *words, command="export")
+    assert code == 0, err
+    conditions, noise = (rng.normal(size=(50, n)).astype(np.float32) for n in (4, 2))
+    found = answers(path, {"noise": noise, "conditions": conditions})
+    variables, method = {"params": params["flow"]}, experiment.flow.noise_and_log_prob
+    back, _ = experiment.flow.apply(variables, found["features"], conditions, method=method)
+    np.testing.assert_allclose(back, noise, atol=1e-4)
+    assert found["multiplicity"].shape == (50, 2)
+    manifest = json.loads(path.with_name(f"{path.name}.json").read_text())
+    assert manifest["features"] == ["energy", "radius"]
