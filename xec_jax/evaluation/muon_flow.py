@@ -58,12 +58,12 @@ class MuonFlowEvaluation(Evaluation):
         """All muons, with features `real` and `drawn` (m d) of stage A for the same primaries."""
         found = self.columns.arrays()
         params = self.setting.run.params
-        sample = jax.jit(lambda key, primary: self.experiment.sample(params, key, primary)[0])
+        sample = jax.jit(lambda *arguments: self.experiment.sample(*arguments)[0])
         key, drawn = jax.random.PRNGKey(self.setting.options.seed), []
         for first in range(0, len(found["muon"]), CHUNK):
             primary = found["primary"][first : first + CHUNK]
             full = np.pad(primary, ((0, CHUNK - len(primary)), (0, 0)), mode="edge")
-            features = sample(jax.random.fold_in(key, first), full)
+            features = sample(params, jax.random.fold_in(key, first), full)
             drawn.append(np.asarray(features)[: len(primary)])
         real = np.asarray(self.encoding.stage_a(found["muon"]))
         conditions = np.asarray(encode_primaries(found["primary"]))
