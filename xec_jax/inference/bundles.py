@@ -16,7 +16,7 @@ from xec_jax.muon_features import LATERAL_M
 from xec_jax.tasks.bundles import Encoding
 from xec_jax.tasks.muon_flow import Experiment
 from xec_jax.train.saved import SavedRun
-from xec_jax.types import Array
+from xec_jax.types import Array, Params
 
 EVENTS = 8192
 """Events that are drawn together; what is drawn depends on the seed and the place in the input."""
@@ -95,13 +95,13 @@ def bundles(
     totals = {} if totals is None else totals
 
     @jax.jit
-    def numbers(key: Array, primary: Array) -> Array:
+    def numbers(params: Params, key: Array, primary: Array) -> Array:
         conditions = encoding.conditions(primary)
         output = head.apply({"params": params["multiplicity"]}, conditions)
         return head.sample(key, jnp.asarray(output))
 
     @jax.jit
-    def muons(key: Array, primary: Array) -> tuple[Array, Array]:
+    def muons(params: Params, key: Array, primary: Array) -> tuple[Array, Array]:
         draw_key, angle_key = jax.random.split(key)
         features, log_prob = experiment.sample(params, draw_key, primary)
         return physical(encoding, features, log_prob, angle_key)
@@ -110,7 +110,7 @@ def bundles(
     for primaries in read_primaries(files, EVENTS):
         block = jax.random.fold_in(key, first)
         full = np.pad(primaries, ((0, EVENTS - len(primaries)), (0, 0)), mode="edge")
-        wanted = np.asarray(numbers(block, full))[: len(primaries)]
+        wanted = np.asarray(numbers(params, block, full))[: len(primaries)]
         counts = np.minimum(wanted, max_muons).astype(np.int64)
         owner = np.repeat(np.arange(len(primaries)), counts)
         drawn: list[tuple[np.ndarray, np.ndarray]] = []
@@ -118,7 +118,7 @@ def bundles(
             own = owner[start : start + MUONS]
             own_key = jax.random.fold_in(block, start + 1)
             rows = np.pad(own, (0, MUONS - len(own)), mode="edge")
-            found = muons(own_key, primaries[rows])
+            found = muons(params, own_key, primaries[rows])
             drawn.append((np.asarray(found[0])[: len(own)], np.asarray(found[1])[: len(own)]))
         none = (np.empty((0, 4), np.float32), np.empty(0, np.float32))
         both = [np.concatenate(parts) for parts in zip(none, *drawn, strict=True)]

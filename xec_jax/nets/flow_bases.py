@@ -193,10 +193,15 @@ class Base(nn.Module):
             return distrax.Transformed(normal, TailTransform(*(MIN_TAIL + nn.softplus(raw))))
         if name == "mixture":
             n = self.settings.components
-            zeros, spread = nn.initializers.zeros, nn.initializers.normal(1.0)
-            logits = self.param("logits", zeros, (n,))
-            means = self.param("means", spread, (n, self.features))
-            log_scales = self.param("log_scales", zeros, (n, self.features))
+            # Half of them begin as they are; the others are wider and rarer, each twice as wide as
+            # the one before: none learns of an outlier that it does not reach.
+            wider = jnp.maximum(jnp.arange(n) - (n - 1) // 2, 0.0)
+            step = wider[:, None] * jnp.ones(self.features)
+            logits = self.param("logits", lambda _: -2 * wider)
+            means = self.param(
+                "means", lambda key: jax.random.normal(key, step.shape) * (step == 0)
+            )
+            log_scales = self.param("log_scales", lambda _: math.log(2) * step)
             return distrax.MixtureSameFamily(
                 distrax.Categorical(logits=jnp.broadcast_to(logits, (*events, n))),
                 distrax.MultivariateNormalDiag(
