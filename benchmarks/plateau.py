@@ -1,6 +1,6 @@
 """What a plateau of the NLL can mean: right pairs, no context, scrambled pairs, larger flows.
 
-    python benchmarks/plateau.py --out docs/figures --work /tmp/plateau --sizes S M
+    python benchmarks/plateau.py --out plateau --work plateau --sizes S M
 
 Trains on the benchmark MB-1 and judges on held-out events whose density is known. `scrambled` has
 the defect of the predecessor's reader in every full batch: primaries and counts are permuted, and
@@ -143,6 +143,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--events", type=int, default=12 * BATCH)
     options = parser.parse_args()
+    for folder in (options.out, options.work):
+        folder.mkdir(parents=True, exist_ok=True)
     parameters = {"strength": options.strength}
     for seed, (name, n) in enumerate(
         (("train", options.events), ("valid", 2048), ("test", 8192)), start=100
