@@ -170,7 +170,7 @@ def test_existing_sample_is_replaced_only_when_asked(tmp_path, capsys, asked):
     assert json.loads((tmp_path / "sample.json").read_text())["seed"] == 1
 
 
-@pytest.mark.parametrize("kind", ["muon", "rain", "lartpc"])
+@pytest.mark.parametrize("kind", ["rain", "lartpc"])
 def test_later_kinds_say_so(tmp_path, capsys, kind):
     out = tmp_path / "a"
     assert exit_code("--kind", kind, "--out", out, "--events", 4) == 2
