@@ -82,6 +82,12 @@ class Reversing(distrax.Bijector):
             y, change = self._make(params).forward_and_log_det(x)
             return (y[..., ::-1], log_det + change), None
 
+        if self._unroll is not True:  # export is without gradients and needs plain operations
+            # For the gradient only products are kept: to make a spline again takes less time than
+            # to write and read what it left.
+            step = jax.checkpoint(
+                step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False
+            )
         start = x, jnp.zeros(x.shape[:-1], x.dtype)
         return lax.scan(step, start, self._stacked, unroll=self._unroll)[0]
 
