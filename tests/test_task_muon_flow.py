@@ -239,6 +239,8 @@ def test_data_that_do_not_fit_are_refused(tmp_path, sample):
     with pytest.raises(DataError, match=r"1 of 2 muons are 0 m or less"):
         config_of(tmp_path / "zero.parquet", **{"data.valid_share": 0.0})
     assert config_of(tmp_path / "zero.parquet", **{"data.valid_share": 0, "model.offset_m2": 0.125})
+    with pytest.raises(DataError, match=r"1 of 2 muons are 0 m or less"):  # for validation, too
+        config_of(sample, **{"data.valid": str(tmp_path / "zero.parquet")})
     write(tmp_path / "lg.parquet", LinearGaussian())
     with pytest.raises(DataError, match=r"energy of 0 or less.*|impossible numbers"):
         config_of(tmp_path / "lg.parquet")
@@ -298,6 +300,13 @@ def test_evaluation_knows_the_truth(run, sample, tmp_path, capsys):
     wanted = {"muons", "profiles", "noise", "multiplicity", "delta_perm", "given_depth"}
     assert wanted <= drawn
     assert (tmp_path / "e" / "report.html").exists()
+    muons = np.float32([[100, 0, 0, 0], [50, 2, 1, 1]])
+    primary = np.float32([[1e6, 0.1, 0.9, 1500], [1e7, 0.2, 13, 1800]])
+    chunk = {"event": np.arange(2), "primary": primary, "count": [1, 1], "muons": muons}
+    write_bundles(tmp_path / "zero.parquet", [chunk])
+    words = ["--run", folder, "--input", tmp_path / "zero.parquet", "--output", tmp_path / "f"]
+    with pytest.raises(DataError, match="1 muons have no finite density, the first in event 0"):
+        evaluate.main([*map(str, words), "--no_figures"])
     with pytest.raises(ConfigError, match="--scan with an evaluation of muon bundles"):
         evaluate.main(["--run", str(folder), "--input", str(sample), "--scan", "gain",
                        "--output", str(tmp_path / "f")])  # fmt: skip
@@ -329,6 +338,10 @@ def test_bundles_are_drawn_for_primaries(run, sample, tmp_path):
     parquet.write_table(parquet.read_table(sample).select(["muons"]), tmp_path / "m.parquet")
     words = ["--run", folder, "--input", tmp_path / "m.parquet", "--output", tmp_path / "x.p"]
     with pytest.raises(DataError, match="no column 'primary'"):
+        predict.main([*map(str, words)])
+    parquet.write_table(parquet.read_table(sample).slice(0, 0), tmp_path / "none.parquet")
+    words[3] = tmp_path / "none.parquet"
+    with pytest.raises(DataError, match=r"no primaries in .*none\.parquet"):
         predict.main([*map(str, words)])
     assert not list(tmp_path.glob("*x.p*")), "nothing is left behind"
 

@@ -27,7 +27,7 @@ def write_bundles(
         facts: Where the events come from, kept with the file (`data.muons.read_facts`).
 
     Returns:
-        The number of events.
+        The number of events; without any there is no file.
 
     Raises:
         DiskError: The folder cannot be written, or the disk is full.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xec_jax.errors import DataError
 from xec_jax.evaluation import bundle_truth
 from xec_jax.evaluation.base import Arrays, Columns, Drawing, Evaluation, Setting, Table
 from xec_jax.evaluation.two_samples import bootstrap_ratio, classifier_test, ks_distance
@@ -47,6 +48,13 @@ class MuonFlowEvaluation(Evaluation):
         self.events.add({name: host[name][is_first] for name in ("primary", "count")})
         rows = {name: host[name][is_muon] for name in KEPT}
         rows |= {name: found[name][is_muon] for name in FOUND if name in found}
+        if bad := int((~np.isfinite(rows["log_prob"])).sum()):
+            where = int(np.argmin(np.isfinite(rows["log_prob"])))
+            raise DataError(
+                f"{bad} muons have no finite density, the first in event {rows['event'][where]}: "
+                f"{rows['muon'][where]} of the primary {rows['primary'][where]}",
+                expected="energies, radii and primaries as in the training files",
+            )
         self.columns.add(rows)
         noise = rows["noise"].T
         table = {name: rows[name] for name in rows if name not in ("noise", "primary", "muon")}

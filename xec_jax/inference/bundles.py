@@ -12,6 +12,7 @@ import numpy as np
 
 from xec_jax.data.bundle_writer import write_bundles
 from xec_jax.data.muons import read_primaries
+from xec_jax.errors import DataError
 from xec_jax.muon_features import LATERAL_M
 from xec_jax.tasks.bundles import Encoding
 from xec_jax.tasks.muon_flow import Experiment
@@ -64,6 +65,10 @@ def predict(
     }
     chunks = bundles(run, files, seed=seed, max_muons=max_muons, totals=totals)
     n = write_bundles(output, chunks, facts)
+    if not n:
+        raise DataError(
+            f"no primaries in {', '.join(map(str, files))}", expected="at least one row"
+        )
     seconds = time.monotonic() - begun
     print(
         f"wrote {n:,} events with {totals['muons']:,} muons to {output}, "

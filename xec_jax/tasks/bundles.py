@@ -96,13 +96,11 @@ def fit(config: ConfigDict, bundles: Bundles) -> dict[str, dict[str, dict]]:
         For `model.fitted`: the constants of `muons` and `primaries` by the name of the column.
 
     Raises:
-        DataError: Numbers that stage A cannot take, or columns that are constant.
+        DataError: No muons, or columns that are constant.
     """
     encoding, model = encoding_of(config), config.model
     if not len(bundles.muons):
         raise DataError("the training events have no muons", expected="at least two muons")
-    if model.stage_a == "physics":
-        _check_physics(bundles, model.features, model.offset_m2)
     stage_b = model.stage_b
     of_muons = np.asarray(encoding.stage_a(bundles.muons), np.float64)
     primaries = bundles.primaries
@@ -131,8 +129,15 @@ def fit(config: ConfigDict, bundles: Bundles) -> dict[str, dict[str, dict]]:
     return found
 
 
-def _check_physics(bundles: Bundles, features: str, offset_m2: float) -> None:
-    """Refuses what logarithms cannot take."""
+def check_numbers(config: ConfigDict, bundles: Bundles) -> None:
+    """Refuses events whose numbers stage A cannot take.
+
+    Raises:
+        DataError: Energies, radii or primaries that are impossible.
+    """
+    features, offset_m2 = config.model.features, config.model.offset_m2
+    if config.model.stage_a != "physics":
+        return
     energy, radius = bundles.muons[:, 0], bundles.muons[:, 1]
     if bad := int((energy <= 0).sum()):
         raise DataError(

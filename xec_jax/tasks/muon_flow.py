@@ -24,7 +24,14 @@ from xec_jax.errors import DataError
 from xec_jax.losses import mean_of
 from xec_jax.muon_features import CONDITIONS
 from xec_jax.tasks.base import Task
-from xec_jax.tasks.bundles import check, encoding_of, fit, flow_of, multiplicity_of
+from xec_jax.tasks.bundles import (
+    check,
+    check_numbers,
+    encoding_of,
+    fit,
+    flow_of,
+    multiplicity_of,
+)
 from xec_jax.types import Array, Batch, Key, Mean, Metrics, Params, Terms
 
 SPEC = {
@@ -55,6 +62,9 @@ def prepare(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references().unlock()
     head = config.model.multiplicity
     train, valid = read_bundle_sets(config.data)
+    for bundles in (train, valid):
+        if bundles is not None:
+            check_numbers(config, bundles)
     if not config.model.fitted.muons:
         config.model.fitted = ConfigDict(fit(config, train))
     if head.least is None:
