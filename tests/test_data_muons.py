@@ -1,13 +1,14 @@
 """Muon bundles from parquet: every muon keeps its own primary, whatever is done with them."""
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as parquet
 import pytest
 
 from xec_jax.data.muons import Bundles, muon_source, read_bundles, split_showers
 from xec_jax.errors import DataError
 from xec_jax.sim.muon import MuonBundles
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 
 def nested(values, counts):

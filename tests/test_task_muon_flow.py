@@ -7,7 +7,6 @@ from importlib.util import find_spec
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow.parquet as parquet
 import pytest
 import uproot
 from commands import ROOT
@@ -30,6 +29,8 @@ from xec_jax.tasks import muon_flow
 from xec_jax.tasks.base import example_batch
 from xec_jax.train.saved import write_run
 from xec_jax.train.step import Tally
+
+parquet = pytest.importorskip("pyarrow.parquet")
 
 BENCHMARK = MuonBundles(3.0)
 ROWS = np.arange(250)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from xec_jax.data.muons import FACTS, IDS
+from xec_jax.data.muons import FACTS, IDS, open_parquet
 
 Chunk = Mapping[str, np.ndarray]
 
@@ -32,13 +32,11 @@ def write_bundles(
     Raises:
         DiskError: The folder cannot be written, or the disk is full.
     """
-    import pyarrow.parquet as parquet
-
     from xec_jax.data.root.writer import disk_errors
 
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    writer, n = None, 0
+    parquet, writer, n = open_parquet(), None, 0
     try:
         with disk_errors(path):
             for chunk in chunks:

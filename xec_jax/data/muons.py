@@ -17,7 +17,7 @@ import numpy as np
 
 from xec_jax.data.arrays import ArraySource
 from xec_jax.data.order import shuffled
-from xec_jax.errors import DataError
+from xec_jax.errors import ConfigError, DataError
 
 IDS = ("primary_major_id", "primary_minor_id")
 FACTS = "xec_jax"
@@ -78,9 +78,24 @@ def read_bundles(paths: Sequence[str | Path], *, max_ram_gb: float = math.inf) -
     return Bundles(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
-def _check_size(paths: Sequence[str | Path], max_ram_gb: float) -> None:
-    import pyarrow.parquet as parquet
+def open_parquet() -> Any:
+    """Returns pyarrow's module of parquet files.
 
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            "muon bundles are parquet files, but the package pyarrow is not installed",
+            remedy="pip install -e '.[flow]' in the repository",
+        ) from error
+    return parquet
+
+
+def _check_size(paths: Sequence[str | Path], max_ram_gb: float) -> None:
+    parquet = open_parquet()
     n_numbers = 0
     for path in paths:
         with _named(Path(path)):
@@ -102,8 +117,7 @@ def read_facts(path: str | Path) -> dict[str, Any]:
     Raises:
         DataError: A file that cannot be read.
     """
-    import pyarrow.parquet as parquet
-
+    parquet = open_parquet()
     with _named(Path(path)):
         kept = parquet.read_schema(path).metadata or {}
         return dict(json.loads(kept.get(FACTS.encode(), b"{}")))
@@ -115,8 +129,7 @@ def read_primaries(paths: Sequence[str | Path], rows: int) -> Iterator[np.ndarra
     Raises:
         DataError: As in `read_bundles`.
     """
-    import pyarrow.parquet as parquet
-
+    parquet = open_parquet()
     for path in map(Path, paths):
         with _named(path):
             file = parquet.ParquetFile(path)
@@ -181,8 +194,7 @@ def muon_source(bundles: Bundles, *, shuffle: bool = True) -> ArraySource:
 
 
 def _read(path: Path) -> Bundles:
-    import pyarrow.parquet as parquet
-
+    parquet = open_parquet()
     with _named(path):
         file = parquet.ParquetFile(path)
     names = file.schema_arrow.names

@@ -125,7 +125,15 @@ def _experiment(name: str) -> ModuleType:
     known = [m.name for m in pkgutil.iter_modules(xec_jax.tasks.__path__) if m.name not in SHARED]
     if name not in known or not TASK_NAME.match(name):
         raise ConfigError(f"task is {name!r}", expected=nearest(name, known))
-    return importlib.import_module(f"xec_jax.tasks.{name}")
+    try:
+        return importlib.import_module(f"xec_jax.tasks.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != "distrax":
+            raise
+        raise ConfigError(
+            f"task {name} needs the package distrax, which is not installed",
+            remedy="pip install -e '.[flow]' in the repository",
+        ) from error
 
 
 def example_batch(spec: Spec, size: int) -> dict[str, np.ndarray]:
