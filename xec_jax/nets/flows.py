@@ -65,14 +65,14 @@ class Reversing(distrax.Bijector):
     Args:
         make: Makes a layer from its parameters.
         stacked: Parameters of all layers, along the first axis of every array.
-        unroll: Layers that are compiled in a row; all of them leave no loop.
+        portable: Without a loop, for export.
     """
 
     def __init__(
-        self, make: Callable[[Any], distrax.Bijector], stacked: Any, unroll: int | bool = 1
+        self, make: Callable[[Any], distrax.Bijector], stacked: Any, portable: bool = False
     ) -> None:
         super().__init__(event_ndims_in=1)
-        self._make, self._stacked, self._unroll = make, stacked, unroll
+        self._make, self._stacked, self._portable = make, stacked, portable
 
     def forward_and_log_det(self, x: Array) -> tuple[Array, Array]:
         """See `distrax.Bijector`; (... d) -> (... d), (...)."""
@@ -82,14 +82,14 @@ class Reversing(distrax.Bijector):
             y, change = self._make(params).forward_and_log_det(x)
             return (y[..., ::-1], log_det + change), None
 
-        if self._unroll is not True:  # export is without gradients and needs plain operations
+        if not self._portable:
             # For the gradient only products are kept: to make a spline again takes less time than
             # to write and read what it left.
             step = jax.checkpoint(
                 step, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False
             )
         start = x, jnp.zeros(x.shape[:-1], x.dtype)
-        return lax.scan(step, start, self._stacked, unroll=self._unroll)[0]
+        return lax.scan(step, start, self._stacked, unroll=self._portable)[0]
 
     def inverse_and_log_det(self, y: Array) -> tuple[Array, Array]:
         """See `distrax.Bijector`; (... d) -> (... d), (...)."""
@@ -100,7 +100,7 @@ class Reversing(distrax.Bijector):
             return (x, log_det + change), None
 
         start = y, jnp.zeros(y.shape[:-1], y.dtype)
-        return lax.scan(step, start, self._stacked, reverse=True, unroll=self._unroll)[0]
+        return lax.scan(step, start, self._stacked, reverse=True, unroll=self._portable)[0]
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class ConditionalFlow(nn.Module):
             return distrax.MaskedCoupling(known, lambda x: x, splines)
 
         to_noise = distrax.Chain(
-            [Reversing(make, self.stacked, self.portable or 1), first]
+            [Reversing(make, self.stacked, self.portable), first]
         )  # the last acts first
         return distrax.Transformed(self.noise(embedded.shape[:-1]), distrax.Inverse(to_noise))
 
